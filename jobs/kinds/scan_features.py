@@ -1,0 +1,85 @@
+"""Read held-out tokens once and keep where every feature of an SAE fires."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.context import Context
+from jobs.errors import InvalidInput
+
+LABEL = "Scan features"
+QUEUE = "gpu"
+RESUMABLE = True
+STAGES = {"load": 3.0, "read": 87.0, "sort": 10.0}
+ON_SUCCESS = "mistudio.ingest.scan"
+
+
+@dataclass(frozen=True)
+class Params:
+    model_folder: str
+    tokens_folder: str
+    sae_folder: str
+    folder: str
+    site: str
+    tokens: int  # held-out tokens to read
+    seed: int = 0
+    skip_special: bool = True
+    model_batch: int = 8  # sequences per forward pass
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise InvalidInput("There must be at least one token to read.", field="tokens")
+        if self.model_batch < 1:
+            raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
+        for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
+            if not Path(getattr(self, field)).is_absolute():
+                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+
+
+def smaller(params: Params) -> Params | None:
+    """What to try when the memory was not enough."""
+    return replace(params, model_batch=params.model_batch // 2) if params.model_batch > 1 else None
+
+
+def run(params: Params, ctx: Context) -> dict[str, Any]:
+    """Started again, it goes on after the last finished chunk, to the same bytes."""
+    import time
+
+    from jobs.ml import store
+    from jobs.ml.determinism import set_up
+    from jobs.ml.language_model import load_model
+    from jobs.ml.saelens import load_sae
+    from jobs.ml.scan import scan
+    from jobs.ml.tokens import TokenShards
+
+    started = time.monotonic()
+    ctx.stage("load")
+    shards = TokenShards(params.tokens_folder, "held_out")
+    device = set_up(params.seed)
+    sae = load_sae(params.sae_folder, device)
+    model = load_model(params.model_folder, device, params.dtype)
+    ctx.check()
+
+    def on_progress(done: int, total: int) -> None:
+        if ctx.snapshot.stage != "read":
+            ctx.stage("read", total=total, unit="tokens")
+        ctx.at(done)
+        if done == total:
+            ctx.stage("sort")
+        ctx.check()
+
+    counts = scan(
+        model,
+        sae,
+        params.site,
+        shards,
+        params.folder,
+        tokens=params.tokens,
+        sae_sha256=store.sha256(Path(params.sae_folder) / "sae_weights.safetensors"),
+        skip_special=params.skip_special,
+        model_batch=params.model_batch,
+        seed=params.seed,
+        on_progress=on_progress,
+    )
+    return {**counts, "seconds": round(time.monotonic() - started, 1)}

@@ -1,0 +1,40 @@
+"""What a person may name as the source of a model or dataset: a path on this machine or an id of the hub."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.context import Context
+from jobs.errors import InvalidInput
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+
+def is_path(source: str) -> bool:
+    return source.startswith(("/", ".", "~"))
+
+
+def check_source(source: str, revision: str, folder: str, kind: str) -> None:
+    """Raises InvalidInput for what can be neither a path nor an id of the hub."""
+    if is_path(source) and not Path(source).is_absolute():
+        raise InvalidInput(f"{source} is not an absolute path.", "Start it with /.", "source")
+    if is_path(source) and revision:
+        raise InvalidInput("A folder on this machine has no revisions.", "Leave the revision empty.", "revision")
+    if not is_path(source) and (not HUB_ID.fullmatch(source) or ".." in source or "--" in source):
+        hint = f"An id is owner/{kind}, such as openai-community/gpt2; a path starts with /."
+        raise InvalidInput(f"“{source[:200]}” is neither a path nor an id of the hub.", hint, "source")
+    if not Path(folder).is_absolute():
+        raise InvalidInput("The folder to write to must be absolute.", field="folder")
+
+
+def counter(ctx: Context) -> Callable[[int], None]:
+    """Counts what is done in the current stage. The first may be of earlier attempts: no speed."""
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        ctx.at(done)
+        ctx.check()
+
+    return advance

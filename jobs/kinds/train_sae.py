@@ -1,0 +1,137 @@
+"""Fit a sparse autoencoder to the activations of one site, and measure it on held-out tokens."""
+
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.context import Context
+from jobs.errors import InvalidInput
+from jobs.ml.config import BadConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from jobs.ml.train import Trainer
+
+LABEL = "Train SAE"
+QUEUE = "gpu"
+RESUMABLE = True
+FINISH_EARLY = True
+STAGES = {"load": 2.0, "train": 83.0, "evaluate": 15.0}
+ON_SUCCESS = "mistudio.ingest.training"
+
+
+@dataclass(frozen=True)
+class Params:
+    model_folder: str
+    tokens_folder: str
+    folder: str
+    sae_folder: str
+    site: str
+    width: int
+    tokens: int
+    architecture: str = "topk"
+    k: int | None = None
+    l1_coefficient: float | None = None
+    batch_tokens: int = 4096
+    micro_batch_tokens: int | None = None
+    lr: float | None = None
+    dead_after_tokens: int | None = None
+    seed: int = 0
+    skip_special: bool = True
+    buffer_tokens: int = 2**16  # mixed together before they are cut to batches
+    model_batch: int = 8  # sequences per forward pass
+    dtype: str = "float32"  # of the language model
+    evaluation_tokens: int = 2**17
+    log_every: int = 10  # steps
+    checkpoint_seconds: float = 60.0
+    model_name: str = ""
+    dataset_name: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            self.config()
+        except BadConfig as error:
+            raise InvalidInput(str(error), error.hint, error.field) from error
+        for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
+            if getattr(self, field) < 1:
+                raise InvalidInput(f"{field} must be at least 1.", field=field)
+        for field in ("model_folder", "tokens_folder", "folder", "sae_folder"):
+            if not Path(getattr(self, field)).is_absolute():
+                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+
+    def config(self) -> TrainConfig:
+        """Raises BadConfig."""
+        own = asdict(self)
+        return TrainConfig(**{field.name: own[field.name] for field in fields(TrainConfig) if field.name in own})
+
+
+def smaller(params: Params) -> Params | None:
+    """What to try when the memory was not enough: the same batches in smaller parts, so the same result."""
+    part = params.micro_batch_tokens or params.batch_tokens
+    less = replace(params, micro_batch_tokens=max(1, part // 2), model_batch=max(1, params.model_batch // 2))
+    return less if part > 1 or params.model_batch > 1 else None
+
+
+def run(params: Params, ctx: Context) -> dict[str, Any]:
+    """Started again, it goes on from the last checkpoint, to the same weights."""
+    from jobs.ml import checkpoint, store, training
+
+    folder = Path(params.folder)
+    told = store.fingerprint(asdict(params))
+    if (before := read_result(folder)).get("params") == told:
+        return before["result"]
+    ctx.stage("load")
+    own = ("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype")
+    trainer = training.begin(params.config(), **{name: getattr(params, name) for name in own})
+    ctx.check()
+    if checkpoint.resume(trainer, folder / "checkpoints"):
+        ctx.log(f"goes on from step {trainer.step} of {trainer.config.steps}")
+    train(trainer, params, ctx)
+    ctx.stage("evaluate", total=1)
+
+    def on_progress(done: int, total: int) -> None:
+        ctx.at(done / total)
+        ctx.check()
+
+    names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
+    tokens = params.evaluation_tokens
+    result = training.finish(trainer, params.sae_folder, tokens=tokens, on_progress=on_progress, **names)
+    store.write_json(folder / "result.json", {"params": told, "result": result})
+    store.remove(folder / "checkpoints")
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What an attempt before this one ended with: it may have been killed on its way to say so."""
+    from jobs.ml import store
+
+    path = folder / "result.json"
+    return store.read_json(path) if path.is_file() else {}
+
+
+def train(trainer: "Trainer", params: Params, ctx: Context) -> None:
+    """Until the last step, or until it is wished otherwise; the end is a checkpoint in every case."""
+    from jobs.ml import checkpoint
+
+    folder = Path(params.folder) / "checkpoints"
+    ctx.stage("train", total=trainer.config.steps * params.batch_tokens, unit="tokens")
+    ctx.at(trainer.tokens)
+    saved = told = time.monotonic()
+    tokens = trainer.tokens
+    for tick in trainer.run():
+        ctx.at(tick.tokens)
+        if tick.metrics:
+            now = time.monotonic()
+            ctx.metric(tick.step, **tick.metrics, tokens_per_second=(tick.tokens - tokens) / max(1e-6, now - told))
+            told, tokens = now, tick.tokens
+        wish = ctx.wish()  # asked once: what is wished for between here and ctx.check() would find no checkpoint
+        if wish == "finish" and tick.step:  # there is nothing to keep before the first step
+            trainer.stopped = True
+            break
+        interrupted = wish in ("pause", "cancel", "stop")
+        if interrupted or time.monotonic() - saved > params.checkpoint_seconds:
+            checkpoint.save(trainer, folder)
+            saved = time.monotonic()
+        if interrupted:
+            ctx.check()
+    checkpoint.save(trainer, folder)

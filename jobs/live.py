@@ -1,0 +1,154 @@
+"""Tells open pages to look again. The only place that writes events for browsers.
+
+A page declares what it watches in the address of its socket, /live/?t=jobs.12&t=home.3, and gets the whole current
+HTML of each topic when it connects and whenever the topic changes. /live/fragments/?t=… is the same for polling.
+
+The rows of LiveEvent are the truth; every web process reads them for its own pages (see `jobs.tail`), so nothing is
+sent twice and nothing is lost. A datagram, or with REDIS_URL a message to the other hosts, only says "read now"."""
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils.module_loading import import_string
+
+from jobs.models.live_event import LiveEvent
+
+if TYPE_CHECKING:
+    from jobs.models import Job
+
+MOST_TOPICS = 20  # of one page
+GROUP = "live"  # of the channel layer: every web process is in it
+REDIS_REST = 5.0  # seconds
+redis_rests_until = 0.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Something pages watch, "trainings.12" for key "12": who may see it, and its whole current HTML."""
+
+    visible: Callable[[Any, str], bool]  # user, key
+    render: Callable[[str], str]  # key; empty when there is nothing to show
+    of_job: Callable[["Job"], str | None] = lambda job: None  # the key to look at again when this job changes
+    interval: float = 0.03  # seconds between two renderings
+
+
+@functools.cache
+def topics() -> dict[str, Topic]:
+    return {name: import_string(path) for name, path in settings.LIVE_TOPICS.items()}
+
+
+def find(name: str) -> tuple[Topic, str] | None:
+    """The topic and the key of "trainings.12"; None for a name that is no topic."""
+    noun, _, key = name.partition(".")
+    topic = topics().get(noun)
+    return (topic, key) if topic else None
+
+
+def allowed(user: Any, names: list[str]) -> bool:
+    """May this person watch all of these? Too many, or none, is a no."""
+    if not 0 < len(names) <= MOST_TOPICS or not user.is_authenticated:
+        return False
+    found = [find(name) for name in names]
+    return all(pair is not None and pair[0].visible(user, pair[1]) for pair in found)
+
+
+def render(name: str) -> str:
+    found = find(name)
+    return found[0].render(found[1]) if found else ""
+
+
+def publish(*names: str) -> None:
+    """Part of the transaction that changes what the topics show: pages are told once it is committed, or never."""
+    LiveEvent.objects.bulk_create([LiveEvent(topic=name) for name in names])
+    transaction.on_commit(wake)
+
+
+def publish_job(job: "Job") -> None:
+    """Every topic says itself whether it shows this job."""
+    publish(*[f"{noun}.{key}" for noun, topic in topics().items() if (key := key_for(topic, job))])
+
+
+def key_for(topic: Topic, job: "Job") -> str | None:
+    try:
+        return topic.of_job(job)
+    except Exception:
+        log.exception("A topic cannot tell whether it shows job %s", job.pk)  # a page's fault must not stop the job
+        return None
+
+
+# ---- wake-up: each web process has a socket in a folder, and who publishes rings at all of them
+
+
+def bells() -> Path:
+    return settings.MISTUDIO_DATA / "live"
+
+
+@contextlib.contextmanager
+def short_path(folder: Path) -> Iterator[str]:
+    """The address of a UNIX socket has room for 107 bytes, a data folder may be deeper: go through its descriptor."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def hang_bell() -> tuple[socket.socket, Path]:
+    """A new socket to listen on. The caller closes it and unlinks its path."""
+    bells().mkdir(parents=True, exist_ok=True)
+    name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}.sock"
+    bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with short_path(bells()) as folder:
+        bell.bind(f"{folder}/{name}")
+    return bell, bells() / name
+
+
+def wake() -> None:
+    """Ring everywhere. A bell that nobody hears is no error: web processes look every two seconds anyway."""
+    try:
+        ring()
+    except OSError as error:
+        log.debug("Nobody was woken: %s", error)
+    if settings.REDIS_URL:
+        wake_other_hosts()
+
+
+def ring() -> None:
+    if not bells().is_dir():
+        return
+    with short_path(bells()) as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        for name in os.listdir(folder):  # noqa: PTH208  names are what is needed
+            try:
+                sender.sendto(b"!", f"{folder}/{name}")
+            except ConnectionRefusedError:  # its process was killed
+                (bells() / name).unlink(missing_ok=True)
+            except OSError:  # just closed, or its bell rings already
+                continue
+
+
+def wake_other_hosts() -> None:
+    global redis_rests_until
+    if time.monotonic() < redis_rests_until:
+        return
+    from asgiref.sync import async_to_sync
+    from channels.layers import get_channel_layer
+
+    try:
+        async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "wake"})
+    except Exception as error:  # whatever a broken Redis may raise: the rows are written, the pages look soon
+        log.warning("Redis does not carry wake-ups: %s", error)
+        redis_rests_until = time.monotonic() + REDIS_REST  # a job must not wait for it at each step

@@ -1,0 +1,150 @@
+"""Activations of one site, shuffled, as an endless order of tokens that any step can be read from
+directly.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from jobs.ml.errors import WithHint
+from jobs.ml.sites import Site, capture, resolve
+from jobs.ml.tokens import TokenShards
+
+
+class NonFiniteActivations(WithHint):
+    pass
+
+
+class ActivationStream:
+    """Batch `step` is the tokens [step * batch_tokens, (step + 1) * batch_tokens) of an order that has no
+    end.
+
+    The order: the sequences are permuted anew in every epoch, by (seed, epoch); a chunk of about
+    `buffer_tokens` of them is run through the model, and its tokens are permuted by (seed, epoch, chunk).
+    Nothing else is remembered from step to step, so to resume exactly is to ask for the next step; it costs
+    one chunk, or two where the batch straddles them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        site: str,
+        shards: TokenShards,
+        *,
+        batch_tokens: int = 4096,
+        buffer_tokens: int = 2**16,
+        seed: int = 0,
+        skip_special: bool = True,
+        model_batch: int = 8,
+        device: str = "cpu",
+    ) -> None:
+        """model_batch: sequences per forward pass; device: where the activations are kept. Raises
+        ValueError.
+        """
+        self.model, self.shards = model, shards
+        self.site: Site = resolve(model, site)
+        self.batch_tokens, self.seed, self.device = batch_tokens, seed, device
+        self.skip_special, self.model_batch = skip_special, model_batch
+        self.chunk_rows = max(1, buffer_tokens // shards.context_length)
+        self.kept = kept_tokens(shards, skip_special)
+        self.tokens_per_epoch = int(self.kept.sum())
+        if self.tokens_per_epoch == 0:
+            raise WithHint(f"there are no tokens to read in the {shards.split} split.")
+        self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, self.kept, self.kept)
+        self._chunk: tuple[int, int] | None = None  # the epoch and chunk that the buffer holds
+        self._buffer = torch.empty(0)
+        self._order = torch.empty(0)
+        self._step: int | None = None  # the step that self._batch belongs to
+        self._batch = torch.empty(0)
+
+    def batch(self, step: int) -> Tensor:
+        """Activations [batch_tokens, width], float32. Raises NonFiniteActivations."""
+        for _ in self.prepare(step):
+            pass
+        return self._batch
+
+    def prepare(self, step: int) -> Iterator[None]:
+        """Computes what batch(step) needs, one forward pass at a time, so that the caller can listen in
+        between.
+        """
+        if self._step == step:
+            return
+        parts = []
+        for epoch, chunk, begin, end in self.spans(step):
+            yield from self._load(epoch, chunk, step)
+            parts.append(self._buffer[self._order[begin:end]])
+        self._batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._step = step
+
+    def sample(self) -> Tensor:
+        """The whole chunk in the buffer [tokens, width]: what scales are estimated on, without using it
+        up.
+        """
+        return self._buffer
+
+    def spans(self, step: int) -> Iterator[tuple[int, int, int, int]]:
+        """(epoch, chunk, begin, end): which of each chunk's permuted tokens are in the batch."""
+        start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        while start < end:
+            epoch, offset = divmod(start, self.tokens_per_epoch)
+            ends = self._rows_and_ends(epoch)[1]
+            chunk = int(np.searchsorted(ends, offset, side="right"))
+            first = int(ends[chunk - 1]) if chunk else 0
+            stop = min(offset + end - start, int(ends[chunk]))
+            yield epoch, chunk, offset - first, stop - first
+            start += stop - offset
+
+    def _rows_and_ends(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order of sequences, and the tokens up to the end of each of its chunks."""
+        if self._epoch[0] != epoch:
+            rows = generator(self.seed, epoch).permutation(len(self.kept))
+            ends = np.add.reduceat(self.kept[rows], np.arange(0, len(rows), self.chunk_rows)).cumsum()
+            self._epoch = epoch, rows, ends
+        return self._epoch[1:]
+
+    def _load(self, epoch: int, chunk: int, step: int) -> Iterator[None]:
+        """Fills the buffer with a chunk, unless it holds it already."""
+        if self._chunk == (epoch, chunk):
+            return
+        self._chunk = None
+        rows = self._rows_and_ends(epoch)[0][chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+        total = int(self.kept[rows].sum())
+        if len(self._buffer) != total:
+            self._buffer = torch.empty(total, self.site.width, device=self.device)
+        filled = 0
+        for start in range(0, len(rows), self.model_batch):
+            x = self._run(rows[start : start + self.model_batch])
+            self._buffer[filled : filled + len(x)] = x
+            filled += len(x)
+            yield
+        if not torch.isfinite(self._buffer).all():
+            raise NonFiniteActivations(
+                f"{self.site.name} gave activations that are not finite numbers, met at step {step}.",
+                "In float16 large models overflow: use bfloat16 or float32.",
+            )
+        order = generator(self.seed, epoch, chunk).permutation(total)
+        self._order = torch.from_numpy(order).to(self.device)
+        self._chunk = epoch, chunk
+
+    def _run(self, rows: np.ndarray) -> Tensor:
+        """The activations [n, width] of the tokens of these sequences that count."""
+        ids, special = self.shards.rows(rows)
+        x = capture(self.model, self.site, torch.from_numpy(ids).long().to(self.model.device))
+        x = x.flatten(0, 1).to(self.device, torch.float32)
+        if not self.skip_special:
+            return x
+        return x[torch.from_numpy(~special.reshape(-1)).to(self.device)]
+
+
+def kept_tokens(shards: TokenShards, skip_special: bool) -> np.ndarray:
+    """int64 [n_sequences]: how many tokens of each sequence count."""
+    if skip_special:
+        return shards.kept_per_sequence()
+    return np.full(shards.n_sequences, shards.context_length, dtype=np.int64)
+
+
+def generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)

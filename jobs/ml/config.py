@@ -1,0 +1,108 @@
+"""How an SAE is trained: every number that decides the result."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.ml.errors import WithHint
+
+ARCHITECTURES = ("topk", "standard")  # sae.py has the classes; this file needs no torch
+
+
+class BadConfig(WithHint):
+    """`field` says which number is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps and tokens are of the whole run; None is a rule that depends on the other numbers. Raises
+    BadConfig.
+    """
+
+    width: int  # latents
+    tokens: int  # to train on, special ones not counted; rounded up to whole batches
+    architecture: str = "topk"
+    k: int | None = 32  # TopK: active latents per token
+    l1_coefficient: float | None = 5.0  # ReLU + L1: for inputs of mean norm sqrt(d_in), as they are scaled to
+    batch_tokens: int = 4096
+    micro_batch_tokens: int | None = None  # gradients of a batch are gathered in parts of this many tokens
+    lr: float | None = None  # 2e-4 / sqrt(width / 2^14)
+    lr_warmup_steps: int | None = None  # 1000, at most a twentieth of the steps
+    lr_decay_share: float = 0.2  # of the steps, at the end, linearly to 0
+    l1_warmup_share: float = 0.05  # of the steps, from 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    grad_clip: float = 1.0  # norm over all parameters
+    aux_coefficient: float = 1 / 32  # of the loss that revives dead latents; 0 turns it off
+    dead_after_tokens: int | None = None  # a tenth of the run, at most 10 million
+    seed: int = 0
+    log_every: int = 10  # steps
+
+    def __post_init__(self) -> None:
+        for field, holds, what in self.rules():
+            if not holds:
+                raise BadConfig(field, f"{field} must be {what}, not {getattr(self, field)}.")
+
+    def rules(self) -> list[tuple[str, bool, str]]:
+        """(field, does it hold, what it must be)"""
+        topk, micro = self.architecture == "topk", self.micro_batch_tokens
+        k, l1, lr = self.k, self.l1_coefficient, self.lr
+        return [
+            ("architecture", self.architecture in ARCHITECTURES, " or ".join(ARCHITECTURES)),
+            ("width", self.width >= 1, "at least 1"),
+            ("tokens", self.tokens >= 1, "at least 1"),
+            ("k", not topk or (k is not None and 1 <= k <= self.width), f"from 1 to the width, {self.width}"),
+            ("l1_coefficient", topk or (l1 is not None and 0 <= l1 < math.inf), "a number from 0"),
+            ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
+            ("micro_batch_tokens", micro is None or micro >= 1, "at least 1"),
+            ("lr", lr is None or 0 < lr < math.inf, "a number above 0"),
+            ("lr_warmup_steps", (self.lr_warmup_steps or 0) >= 0, "at least 0"),
+            ("lr_decay_share", 0 <= self.lr_decay_share <= 1, "from 0 to 1"),
+            ("l1_warmup_share", 0 <= self.l1_warmup_share <= 1, "from 0 to 1"),
+            ("beta1", 0 <= self.beta1 < 1, "from 0 to below 1"),
+            ("beta2", 0 <= self.beta2 < 1, "from 0 to below 1"),
+            ("grad_clip", self.grad_clip > 0, "above 0"),
+            ("aux_coefficient", 0 <= self.aux_coefficient < math.inf, "a number from 0"),
+            ("dead_after_tokens", (self.dead_after_tokens or 1) >= 1, "at least 1"),
+            ("seed", 0 <= self.seed < 2**63, "a whole number from 0"),
+            ("log_every", self.log_every >= 1, "at least 1"),
+        ]
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def peak_lr(self) -> float:
+        """Gao et al. 2024: the best rate falls with the square root of the width."""
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(self.width / 2**14)
+
+    @property
+    def warmup(self) -> int:
+        """Steps until the learning rate is at its peak."""
+        return min(1000, self.steps // 20) if self.lr_warmup_steps is None else self.lr_warmup_steps
+
+    @property
+    def dead_window(self) -> int:
+        """Tokens without firing after which a latent counts as dead."""
+        return self.dead_after_tokens or min(10_000_000, max(self.batch_tokens, self.tokens // 10))
+
+    def lr_at(self, step: int) -> float:
+        """Linear from 0 to the peak, flat, linear to 0."""
+        rising = (step + 1) / (self.warmup + 1)
+        falling = (self.steps - step) / max(1.0, self.steps * self.lr_decay_share)
+        return self.peak_lr * min(1.0, rising, falling)
+
+    def sparsity_at(self, step: int) -> float:
+        """The weight of the L1 penalty; 0 where the architecture has none."""
+        if self.architecture == "topk" or self.l1_coefficient is None:
+            return 0.0
+        return self.l1_coefficient * min(1.0, (step + 1) / max(1.0, self.steps * self.l1_warmup_share))
+
+    def decisive(self) -> dict[str, Any]:
+        """What two runs must share for one to go on from the other's checkpoint."""
+        return {name: value for name, value in asdict(self).items() if name not in {"micro_batch_tokens", "log_every"}}

@@ -1,0 +1,185 @@
+"""One pass over held-out tokens that collects the evidence for every feature (the files are listed in
+evidence.py).
+
+The pass leaves one file per chunk of sequences, each whole or absent, and merges them at the end: killed at
+any moment it goes on with the first chunk that is missing, and ends with the same bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from jobs.ml import store
+from jobs.ml.columns import merge, write_chunk
+from jobs.ml.directions import logits, neighbours
+from jobs.ml.evaluate import DENSE
+from jobs.ml.feature_statistics import write_statistics
+from jobs.ml.sae import Sae
+from jobs.ml.sequences import batches, covering
+from jobs.ml.sites import Site, capture, resolve
+from jobs.ml.tokens import TokenShards
+
+CHUNK_TOKENS = 2**15
+
+
+def scan(
+    model: PreTrainedModel,
+    sae: Sae,
+    site: str,
+    shards: TokenShards,
+    folder: Path | str,
+    *,
+    tokens: int,
+    sae_sha256: str = "",
+    skip_special: bool = True,
+    model_batch: int = 8,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Writes the evidence on about `tokens` tokens (whole sequences) and returns the counts that its manifest
+    keeps.
+
+    sae_sha256: tells this SAE from others, so that a half-finished scan is not taken up with another one.
+    on_progress(tokens, of) is called after every forward pass and may raise: finished chunks are kept.
+    Raises ValueError where the split is empty.
+    """
+    folder = Path(folder)
+    reading = Reading(
+        model,
+        sae,
+        resolve(model, site, sae.d_in),
+        shards,
+        covering(shards, tokens),
+        skip_special,
+        model_batch,
+        on_progress,
+    )
+    plan = {
+        "site": site,
+        "sae": sae_sha256,
+        "tokens": store.sha256(shards.folder / "manifest.json"),
+        "split": shards.split,
+        "sequences": reading.rows,
+        "skip_special": skip_special,
+        "model_batch": model_batch,
+        "seed": seed,
+    }
+    if (finished := begin(folder, plan)) is not None:
+        return finished["counts"]
+    chunks = reading.write_chunks(folder / "chunks")
+    merge(chunks, folder, sae.width)
+    write_statistics(folder, shards.context_length, seed=seed)
+    write_directions(reading, folder)
+    return finish(reading, folder, plan)
+
+
+def begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest where this very scan is finished; otherwise what is left of another one is removed."""
+    manifest = store.read_manifest(folder)
+    if manifest and manifest["plan"] == plan:
+        return manifest
+    half = folder / "chunks" / "plan.json"
+    if not half.is_file() or store.read_json(half) != plan:
+        store.remove(folder)
+        store.write_json(half, plan)
+    return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The pass over the first `rows` sequences."""
+
+    model: PreTrainedModel
+    sae: Sae
+    site: Site
+    shards: TokenShards
+    rows: int
+    skip_special: bool
+    model_batch: int
+    on_progress: Callable[[int, int], None]
+
+    def write_chunks(self, folder: Path) -> list[Path]:
+        """Those that are missing; returns all of them in the order of the text."""
+        T = self.shards.context_length
+        size = max(1, CHUNK_TOKENS // T // self.model_batch) * self.model_batch  # whole forward passes
+        paths = []
+        for start in range(0, self.rows, size):
+            end = min(self.rows, start + size)
+            path = folder / f"chunk-{start // size:06d}.safetensors"
+            paths.append(path)
+            if not path.is_file():
+                write_chunk(path, self.sae.width, *self.codes(start, end))
+            self.on_progress(end * T, self.rows * T)
+        return paths
+
+    @torch.no_grad()
+    def codes(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """positions, latents and values [n] of the sequences start .. end - 1, positions ascending"""
+        T, device = self.shards.context_length, self.sae.b_dec.device
+        positions, latents, values = [], [], []
+        for first, ids, special in batches(self.shards, start, end, self.model_batch):
+            x = capture(self.model, self.site, ids.to(self.model.device)).flatten(0, 1)
+            counted = self.counted(special).to(x.device)
+            code = self.sae.active(x[counted].to(device, torch.float32))
+            positions.append(first * T + counted[code.rows.to(x.device)].cpu())
+            latents.append(code.latents.cpu())
+            values.append(code.values.cpu())
+            self.on_progress((first + len(ids)) * T, self.rows * T)
+        dtype = np.uint32 if self.rows * T <= 2**32 else np.uint64
+        return (
+            torch.cat(positions).numpy().astype(dtype),
+            torch.cat(latents).numpy(),
+            torch.cat(values).numpy(),
+        )
+
+    def counted(self, special: torch.Tensor) -> torch.Tensor:
+        """int64 [n]: places of the tokens that count, of all places of special [B, T] in a row"""
+        return (~special.flatten() if self.skip_special else torch.ones_like(special.flatten())).nonzero().flatten()
+
+    def tokens(self) -> int:
+        """How many count."""
+        if not self.skip_special:
+            return self.rows * self.shards.context_length
+        return int(self.shards.kept_per_sequence()[: self.rows].sum())
+
+
+def write_directions(reading: Reading, folder: Path) -> None:
+    ids, cosines = neighbours(reading.sae)
+    arrays = {"neighbour_ids": ids.int(), "neighbour_cosines": cosines}
+    for end, (tokens, values) in (logits(reading.model, reading.sae, reading.site) or {}).items():
+        arrays |= {f"{end}_logit_ids": tokens.int(), f"{end}_logit_values": values}
+    for name, array in arrays.items():
+        store.write_array(folder / f"{name}.npy", array.cpu().numpy())
+
+
+def finish(reading: Reading, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    n_fired = np.load(folder / "n_fired.npy")
+    tokens = reading.tokens()
+    counts = {
+        "features": len(n_fired),
+        "tokens": tokens,
+        "sequences": reading.rows,
+        "alive": int((n_fired > 0).sum()),
+        "dead": int((n_fired == 0).sum()),
+        "dense": int((n_fired > DENSE * tokens).sum()),
+        "activations": int(n_fired.sum()),
+    }
+    store.write_manifest(
+        folder,
+        [path.name for path in folder.glob("*.npy")],
+        kind="evidence",
+        plan=plan,
+        counts=counts,
+        width=len(n_fired),
+        tokens=tokens,
+        sequences=reading.rows,
+        context_length=reading.shards.context_length,
+        split=reading.shards.split,
+    )
+    store.remove(folder / "chunks")
+    return counts

@@ -1,0 +1,122 @@
+"""Files that are whole or absent: written under a temporary name, fsynced, renamed. Needs numpy only."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+VERSIONED = ("mistudio", "torch", "transformers", "numpy")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        if path.is_dir():  # rename(2) does not replace a folder that has files in it
+            shutil.rmtree(path)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def sync(path: Path) -> None:
+    """To the disk: a file, or a folder with its files."""
+    if path.is_dir():
+        for child in path.iterdir():
+            if child.is_file():
+                sync(child)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Refuses NaN and infinity: no other reader of JSON takes them."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """As safetensors."""
+    with replacing(path) as temporary:
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    return load_file(path)
+
+
+def read_tensor(path: Path, name: str) -> np.ndarray:
+    with safe_open(path, framework="np") as file:
+        return file.get_tensor(name)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """The same for equal JSON values: says whether half-finished work belongs to these parameters."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_manifest(folder: Path, names: Iterable[str], **fields: Any) -> dict[str, Any]:
+    """`folder`/manifest.json: the fields, the versions that made it, and size and sha256 of the named files
+    beside it.
+    """
+    paths = [folder / name for name in sorted(names)]
+    manifest = {
+        **fields,
+        "versions": {package: installed(package) for package in VERSIONED},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """None where the work in this folder has not been finished."""
+    path = folder / "manifest.json"
+    return read_json(path) if path.is_file() else None
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,91 @@
+"""A training from files to files: the run that a job drives, and what it leaves behind."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.ml import store
+from jobs.ml.activations import ActivationStream
+from jobs.ml.config import TrainConfig
+from jobs.ml.determinism import set_up
+from jobs.ml.evaluate import evaluate
+from jobs.ml.language_model import load_model
+from jobs.ml.saelens import save_sae
+from jobs.ml.tokens import TokenShards
+from jobs.ml.train import Trainer
+
+
+def begin(
+    config: TrainConfig,
+    *,
+    model_folder: str,
+    tokens_folder: str,
+    site: str,
+    buffer_tokens: int,
+    model_batch: int,
+    skip_special: bool,
+    dtype: str,
+) -> Trainer:
+    """A trainer before its first step, on the first GPU where there is one."""
+    device = set_up(config.seed)
+    stream = ActivationStream(
+        load_model(model_folder, device, dtype),
+        site,
+        TokenShards(tokens_folder, "train"),
+        batch_tokens=config.batch_tokens,
+        buffer_tokens=buffer_tokens,
+        seed=config.seed,
+        skip_special=skip_special,
+        model_batch=model_batch,
+        device=device,
+    )
+    return Trainer(config, stream, device)
+
+
+def finish(
+    trainer: Trainer, folder: Path | str, *, tokens: int, on_progress: Callable[[int, int], None], **metadata: Any
+) -> dict[str, Any]:
+    """Exports the folded SAE, measures it on about `tokens` held-out tokens, and returns the figures of the run.
+
+    The folder gets SAELens' two files and a manifest. metadata: see saelens.save_sae.
+    """
+    folder, stream, sae = Path(folder), trainer.stream, trainer.export()
+    held_out = TokenShards(stream.shards.folder, "held_out")
+    reading: dict[str, Any] = {
+        "skip_special": stream.skip_special,
+        "model_batch": stream.model_batch,
+        "on_progress": on_progress,
+    }
+    metrics: dict[str, Any] = {"not_measured": {"all": "no sequences are held out"}}
+    if held_out.n_sequences:
+        metrics = evaluate(
+            stream.model, sae, stream.site.name, held_out, tokens=tokens, ce_tokens=tokens // 4, **reading
+        )
+    result = {
+        "d_in": sae.d_in,
+        "width": sae.width,
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "epochs": trainer.tokens / stream.tokens_per_epoch,
+        "seconds": round(trainer.seconds, 1),
+        "stopped_early": trainer.stopped,
+        **{name: metrics.get(name) for name in ("fvu", "l0", "ce_recovered", "dead", "dense")},
+        "evaluated_tokens": metrics.get("tokens"),
+        "metrics": metrics,
+    }
+    save_sae(sae, folder, site=stream.site.name, context_size=stream.shards.context_length, **metadata)
+    store.write_manifest(
+        folder,
+        ["cfg.json", "sae_weights.safetensors"],
+        kind="sae",
+        config=asdict(trainer.config),
+        site=asdict(stream.site),
+        input_scale=trainer.scale,  # folded in already: kept so that the run can be retraced
+        threads=torch.get_num_threads(),
+        tokenization=store.fingerprint(store.read_manifest(stream.shards.folder)),
+        result=result,
+    )
+    return result

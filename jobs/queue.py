@@ -1,0 +1,163 @@
+"""Hands jobs to workers. The only importer of django_q, which carries ids and nothing else."""
+
+import dataclasses
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from django.db import IntegrityError, connections, transaction
+from django.utils import timezone
+
+from jobs.errors import InvalidInput
+from jobs.kinds import load_kind, make_params
+from jobs.models import Job, State, Worker
+
+QUEUES = ("gpu", "cpu")
+
+
+def submit(
+    kind: str,
+    params: dict[str, Any],
+    *,
+    team: Any,
+    owner: Any,
+    subject: str = "",
+    title: str = "",
+    retry_of: Job | None = None,
+    shrinks: int = 0,
+) -> Job:
+    """The job that does this: the unfinished one of the same subject, else a new one. Raises InvalidInput."""
+    module = load_kind(kind)
+    valid = dataclasses.asdict(make_params(module, params))
+    job = Job(
+        kind=kind,
+        params=valid,
+        team=team,
+        owner=owner,
+        subject=subject,
+        title=title[:200] or module.LABEL,
+        queue=module.QUEUE,
+        retry_of=retry_of,
+        shrinks=shrinks,
+    )
+    if found := unfinished(kind, subject):
+        return found
+    try:
+        with transaction.atomic():
+            job.save()
+            job.note("queued", state=State.QUEUED, **({"retry_of": retry_of.pk} if retry_of else {}))
+            enqueue(job)
+    except IntegrityError:
+        # Submitted twice at the same moment: the constraint let one through.
+        if found := unfinished(kind, subject):
+            return found
+        raise
+    return job
+
+
+def unfinished(kind: str, subject: str) -> Job | None:
+    if not subject:
+        return None
+    return Job.objects.filter(kind=kind, subject=subject, state__in=State.unfinished()).first()
+
+
+def enqueue(job: Job) -> None:
+    """Send the nudge. The message is a row of the same database: it becomes visible together with the job's change."""
+    from django_q.tasks import async_task
+
+    async_task("jobs.supervise.work", job.pk, cluster=job.queue, task_name=f"job {job.pk}")
+    job.enqueued_at = timezone.now()
+    Job.objects.filter(pk=job.pk).update(enqueued_at=job.enqueued_at)
+
+
+def wish(job: Job, what: str) -> bool:
+    """Stamp a wish on a running job; its supervisor sees it within a second."""
+    name = f"{what}_requested_at"
+    new = Job.objects.filter(pk=job.pk, state=State.RUNNING, **{name: None}).update(**{name: timezone.now()})
+    job.refresh_from_db()
+    if new:
+        job.note(f"{what} requested")
+    return job.state == State.RUNNING
+
+
+def request_cancel(job: Job) -> bool:
+    """End it: what waits at once; what runs is asked first and killed after a grace. False when it had finished."""
+    while job.state in (State.QUEUED, State.PAUSED):
+        if job.move(State.CANCELLED):
+            return True
+        job.refresh_from_db()  # a worker took it in this moment
+    return job.state == State.RUNNING and wish(job, "cancel")
+
+
+def request_pause(job: Job) -> bool:
+    """Raises InvalidInput for a kind that cannot go on later."""
+    if not job.ability("RESUMABLE"):
+        raise InvalidInput(f"{job} cannot be paused.", hint="This kind of job would start over. Cancel it instead.")
+    return wish(job, "pause")
+
+
+def request_finish(job: Job) -> bool:
+    """End early and keep what is done so far as the result. Raises InvalidInput for a kind that cannot."""
+    if not job.ability("FINISH_EARLY"):
+        raise InvalidInput(f"{job} cannot finish early.", hint="Its result would be incomplete. Cancel it instead.")
+    return wish(job, "finish")
+
+
+def resume(job: Job) -> bool:
+    with transaction.atomic():
+        if job.state != State.PAUSED or not job.move(State.QUEUED, "resumed"):
+            return False
+        enqueue(job)
+    return True
+
+
+def retry(job: Job, overrides: dict[str, Any] | None = None) -> Job:
+    """A new job with the same parameters but for `overrides`. Raises InvalidInput."""
+    if job.unfinished:
+        raise InvalidInput(f"{job} is not finished.", hint="Wait for it, or cancel it first.")
+    return submit(
+        job.kind,
+        {**job.params, **(overrides or {})},
+        team=job.team,
+        owner=job.owner,
+        subject=job.subject,
+        title=job.title,
+        retry_of=job,
+    )
+
+
+def worker_alive(queue: str = "") -> bool:
+    workers = Worker.objects.alive()
+    return (workers.filter(queue=queue) if queue else workers).exists()
+
+
+def messages() -> dict[int, int]:
+    """Job id → message id, of the messages that no cluster has taken yet."""
+    from django_q.models import OrmQ
+
+    waiting = OrmQ.objects.filter(lock__lte=timezone.now())
+    return {message.task["args"][0]: message.pk for message in waiting}
+
+
+def drop_old_messages() -> None:
+    """Of jobs that wait no more. A cluster that was killed leaves those it had taken."""
+    from django_q.models import OrmQ
+
+    waiting = set(Job.objects.filter(state=State.QUEUED).values_list("pk", flat=True))
+    for message in OrmQ.objects.all():
+        if message.task["args"][0] not in waiting:
+            message.delete()
+
+
+def start_cluster(on_signal: Callable[[int], None]) -> Any:
+    """django-q2's processes for the queue named by Q_CLUSTER_NAME. Raises RuntimeError when they do not start."""
+    from django_q.cluster import Cluster
+
+    class Quiet(Cluster):
+        def sig_handler(self, signum: int, frame: FrameType | None) -> None:
+            on_signal(signum)  # its own handler would wait for running jobs, for hours
+
+    connections.close_all()  # a connection must not be in two processes
+    cluster = Quiet()
+    cluster.start()
+    return cluster

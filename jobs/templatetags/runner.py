@@ -1,0 +1,85 @@
+"""What the fragments of jobs show besides the row. They need nothing but `job`, so that any page can include them."""
+
+from typing import Any
+
+from django import template
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from jobs.kinds import KINDS, load_kind
+from jobs.logs import last_lines, log_path
+from jobs.models import Job, State, Worker
+from jobs.queue import QUEUES, worker_alive
+
+register = template.Library()
+
+LINES = 12  # as many as the box shows without scrolling
+ICONS: dict[str, tuple[str, str]] = {  # of an event, by the state it led to: tone, icon
+    State.QUEUED: ("is-idle", "queued"),
+    State.RUNNING: ("is-running", "running"),
+    State.PAUSED: ("is-idle", "pause"),
+    State.SUCCEEDED: ("is-ok", "ok"),
+    State.FAILED: ("is-fail", "fail"),
+    State.CANCELLED: ("is-idle", "x"),
+}
+
+
+@register.filter
+def kind_label(kind: str) -> str:
+    return load_kind(kind).LABEL if kind in KINDS else kind
+
+
+@register.simple_tag
+def log_tail(job: Job) -> str:
+    return last_lines(log_path(job), LINES)
+
+
+@register.simple_tag
+def subject_url(job: Job) -> str:
+    """The page of what the job works on; empty when there is none (any more)."""
+    path = getattr(settings, "SUBJECT_URL", "")
+    return (path and job.subject and import_string(path)(job.subject)) or ""
+
+
+@register.simple_tag
+def waits_for(job: Job) -> dict[str, Any]:
+    """Why a queued job does not run: no worker, or others before it."""
+    before = Job.objects.filter(state=State.QUEUED, queue=job.queue, queued_at__lt=job.queued_at).count()
+    return {"worker": worker_alive(job.queue), "before": before}
+
+
+@register.simple_tag
+def queues() -> list[dict[str, Any]]:
+    """Each queue with its slots, and how many of them are taken."""
+    workers = list(Worker.objects.alive())
+    busy = list(Job.objects.filter(state=State.RUNNING).values_list("queue", flat=True))
+    return [
+        {"name": name, "slots": sum(w.slots for w in workers if w.queue == name), "busy": busy.count(name)}
+        for name in QUEUES
+    ]
+
+
+@register.simple_tag
+def timeline(job: Job) -> list[dict[str, Any]]:
+    """The events, oldest first, with icon, tone and the figures worth a line."""
+    shown = []
+    for event in job.events.all():
+        tone, icon = ICONS.get(event.detail.get("state", ""), ("is-idle", "dot"))
+        if event.what in ("worker lost",) or event.what.startswith("process killed"):
+            tone, icon = "is-warn", "warn"
+        shown.append({"at": event.at, "what": event.what, "tone": tone, "icon": icon, "note": note(event.detail)})
+    return shown
+
+
+def note(detail: dict[str, Any]) -> str:
+    parts = []
+    if "message" in detail:
+        parts.append(str(detail["message"])[:200])
+    if "attempt" in detail:
+        parts.append(f"attempt {detail['attempt']} at {detail['percent']:g} %")
+    if "pid" in detail and "host" in detail:
+        parts.append(f"process {detail['pid'] or 'not started'} on {detail['host']}")
+    parts += [
+        f"{word} job {detail[key]}" for key, word in (("retry_of", "again after"), ("job", "as")) if key in detail
+    ]
+    return ", ".join(parts)

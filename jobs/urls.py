@@ -1,0 +1,15 @@
+from django.urls import path
+
+from jobs import views
+
+urlpatterns = [
+    path("jobs/", views.jobs, name="jobs"),
+    path("jobs/<int:pk>/", views.job, name="job"),
+    path("jobs/<int:pk>/log/", views.job_log, name="job_log"),
+    path("jobs/<int:pk>/cancel/", views.job_cancel, name="job_cancel"),
+    path("jobs/<int:pk>/pause/", views.job_pause, name="job_pause"),
+    path("jobs/<int:pk>/resume/", views.job_resume, name="job_resume"),
+    path("jobs/<int:pk>/finish/", views.job_finish, name="job_finish"),
+    path("jobs/<int:pk>/retry/", views.job_retry, name="job_retry"),
+    path("live/fragments/", views.fragments, name="live_fragments"),
+]

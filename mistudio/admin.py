@@ -1,0 +1,142 @@
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.admin import UserAdmin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from jobs.queue import request_cancel, retry
+from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, User
+from mistudio.models.artifact import InUse
+
+admin.site.site_header = "miStudio data"
+admin.site.site_title = "miStudio data"
+admin.site.index_title = "Data"
+
+
+class ReadOnlyJobFields(admin.ModelAdmin):
+    """What a job measured cannot be typed in; what a person chose can be renamed."""
+
+    list_select_related = ("team", "owner", "job")
+    search_fields = ("name", "=id")
+    list_filter = ("team", ("ready_at", admin.EmptyFieldListFilter), "created_at")
+    date_hierarchy = "created_at"
+    list_per_page = 50
+    show_full_result_count = False
+    actions = ("retry_jobs", "cancel_jobs", "verify", "delete_with_files")
+
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        return ("name", "state", "team", "owner", "job_link", "size_bytes", "created_at", "page")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        fields = [field.name for field in self.model._meta.fields]
+        return [*[name for name in fields if name not in ("name", "team", "owner")], "job_link", "page"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # rows are made by jobs, from the site or a command
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # the action below deletes the files too, and refuses what is in use
+
+    @admin.display(description="job")
+    def job_link(self, row: Artifact) -> str:
+        return link(row.job.get_absolute_url(), f"{row.job.pk} {row.job.state}") if row.job else "–"
+
+    @admin.display(description="on the site")
+    def page(self, row: Artifact) -> str:
+        return link(row.get_absolute_url(), "open")
+
+    @admin.action(description="Retry the failed or cancelled jobs")
+    def retry_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
+        done = [row for row in rows if row.job and row.job.can_retry and retry(row.job)]
+        self.message_user(request, f"{len(done)} of {rows.count()} queued again.")
+
+    @admin.action(description="Cancel the unfinished jobs")
+    def cancel_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
+        done = [row for row in rows if row.job and row.job.unfinished and request_cancel(row.job)]
+        self.message_user(request, f"{len(done)} of {rows.count()} asked to stop.")
+
+    @admin.action(description="Verify the files")
+    def verify(self, request: HttpRequest, rows: QuerySet) -> None:
+        for row in rows:
+            damage = row.damage()
+            text = f"{row}: {'; '.join(damage)}." if damage else f"{row}: all files are there and whole."
+            self.message_user(request, text, messages.ERROR if damage else messages.SUCCESS)
+
+    @admin.action(description="Delete with files")
+    def delete_with_files(self, request: HttpRequest, rows: QuerySet) -> None:
+        for row in rows:
+            try:
+                row.delete_with_files()
+            except InUse as refused:
+                self.message_user(request, str(refused), messages.ERROR)
+
+
+def link(url: str, text: str) -> SafeString:
+    return format_html('<a href="{}">{}</a>', url, text)
+
+
+for artifact in ARTIFACTS:
+    admin.site.register(artifact, ReadOnlyJobFields)
+
+
+@admin.register(Feature)
+class FeatureAdmin(admin.ModelAdmin):
+    list_display = ("__str__", "label", "density", "max_activation", "labelled_by", "page")
+    list_select_related = ("sae", "labelled_by")
+    list_filter = (("label", admin.EmptyFieldListFilter), "labelled_at", "sae")
+    search_fields = ("label", "top_tokens", "=index")
+    readonly_fields = (
+        "sae",
+        "index",
+        "n_fired",
+        "density",
+        "max_activation",
+        "mean_activation",
+        "top_tokens",
+        "page",
+    )
+    autocomplete_fields = ("labelled_by",)
+    list_per_page = 50
+    show_full_result_count = False
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description="on the site")
+    def page(self, row: Feature) -> str:
+        return link(row.get_absolute_url(), "open")
+
+
+class MembershipInline(admin.TabularInline):
+    model = Membership
+    extra = 0
+    autocomplete_fields = ("user",)
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):
+    list_display = ("name", "created_at")
+    search_fields = ("name",)
+    inlines = (MembershipInline,)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # would take every object of the team along, but not their files
+
+
+@admin.register(User)
+class MistudioUserAdmin(UserAdmin):
+    inlines = (MembershipInline,)
+
+
+@admin.register(Membership)
+class MembershipAdmin(admin.ModelAdmin):
+    list_display = ("team", "user", "created_at")
+    list_select_related = ("team", "user")
+    list_filter = ("team",)
+    search_fields = ("user__username", "team__name")

@@ -1,0 +1,81 @@
+import uuid
+from typing import Any
+
+from django import forms
+from django.db import transaction
+from django.forms.models import ModelChoiceField
+
+from jobs.errors import InvalidInput
+from mistudio.models import Artifact, Team, User
+
+
+class ArtifactForm(forms.ModelForm):
+    """What a page or a command asks for before a job starts; both go through here, so both refuse the same input."""
+
+    submission = forms.UUIDField(required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, team: Team, owner: User | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.team, self.owner = team, owner
+        self.initial.setdefault("submission", uuid.uuid4())
+        self.fields["name"].required = False
+        self.fields["name"].help_text = "Empty: a name is made from the choices."
+        for name, field in self.fields.items():
+            if isinstance(field, ModelChoiceField):
+                rows: Any = field.queryset
+                field.queryset = rows.model.objects.of_team(team).filter(ready_at__isnull=False)
+                field.empty_label = None
+                first = field.queryset.first()
+                if first:
+                    self.initial.setdefault(name, first.pk)
+
+    def already_sent(self) -> Artifact | None:
+        """The object that this very form made before: a second click must not make a second one."""
+        try:
+            key = uuid.UUID(str(self.data.get("submission")))
+        except ValueError:
+            return None
+        return self._meta.model.objects.of_team(self.team).filter(submission=key).first()
+
+    def suggested_name(self) -> str:
+        raise NotImplementedError
+
+    def clean_submission(self) -> uuid.UUID:
+        return self.cleaned_data.get("submission") or uuid.uuid4()
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or self.cleaned_data
+        if self.errors:
+            return data
+        rows = self._meta.model.objects.of_team(self.team)
+        if not data.get("name"):
+            data["name"] = free_name(rows, self.suggested_name())
+        elif rows.filter(name=data["name"]).exists():
+            noun = self._meta.model.NOUN
+            self.add_error("name", f"A {noun} named “{data['name']}” exists. Choose another name, or leave it empty.")
+        return data
+
+    def launch(self) -> Artifact | None:
+        """Save the row and hand its job to a worker, both or neither. None when the form or the kind refuses."""
+        if not self.is_valid():
+            return None
+        self.instance.team, self.instance.owner = self.team, self.owner
+        self.instance.submission = self.cleaned_data["submission"]
+        try:
+            with transaction.atomic():
+                artifact: Artifact = self.save()
+                artifact.start()
+        except InvalidInput as refused:
+            self.instance.pk = None  # the row was rolled back
+            known = refused.field if refused.field in self.fields else None
+            self.add_error(known, f"{refused.message} {refused.hint}".strip())
+            return None
+        artifact.refresh_from_db()
+        return artifact
+
+
+def free_name(rows: Any, wanted: str) -> str:
+    wanted = wanted[:100]
+    taken = set(rows.filter(name__startswith=wanted).values_list("name", flat=True))
+    numbered = (f"{wanted}-{n}" for n in range(2, len(taken) + 3))
+    return next(name for name in (wanted, *numbered) if name not in taken)

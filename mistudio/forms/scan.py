@@ -1,0 +1,58 @@
+from typing import Any
+
+from mistudio.forms.artifact import ArtifactForm
+from mistudio.models import Sae, Scan
+
+
+class ScanForm(ArtifactForm):
+    class Meta:
+        model = Scan
+        fields = ("sae", "tokenization", "n_tokens", "name")
+        labels = {"sae": "SAE", "n_tokens": "Held-out tokens"}
+        help_texts = {
+            "tokenization": "Its held-out part is read. Empty: the one the SAE was trained on.",
+            "n_tokens": "Frequencies are measured on this many. Empty: 200,000, or all there are.",
+        }
+
+    def __init__(self, *args: Any, sae: Sae | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sae = sae
+        if sae:
+            del self.fields["sae"]
+            tokenizations: Any = self.fields["tokenization"]
+            tokenizations.queryset = tokenizations.queryset.filter(language_model=sae.language_model)
+            self.initial["tokenization"] = sae.training.tokenization_id if sae.training else None
+        self.fields["tokenization"].required = self.fields["n_tokens"].required = False
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean()
+        sae: Sae | None = self.sae or data.get("sae")
+        if sae is None:
+            return data
+        self.instance.sae = sae
+        if data.get("tokenization") is None and "tokenization" not in self.errors and sae.training:
+            data["tokenization"] = sae.training.tokenization
+        tokenization = data.get("tokenization")
+        if tokenization is None:
+            self.add_error("tokenization", "Choose the tokenized text to read.")
+        elif tokenization.language_model_id != sae.language_model_id:
+            self.add_error(
+                "tokenization",
+                f"“{tokenization.name}” holds tokens of {tokenization.language_model.name}, "
+                f"but the SAE reads {sae.language_model.name}.",
+            )
+        else:
+            self._settle_tokens(data, tokenization.n_held_out_tokens or 0)
+        return data
+
+    def _settle_tokens(self, data: dict[str, Any], there_are: int) -> None:
+        if data.get("n_tokens") is None and "n_tokens" not in self.errors:
+            data["n_tokens"] = min(200_000, there_are)
+        elif data.get("n_tokens") is not None and data["n_tokens"] < 1:
+            self.add_error("n_tokens", f"Give 1 to {there_are:,} tokens: so many are held out.")
+        if data.get("n_tokens"):
+            data["n_tokens"] = min(data["n_tokens"], there_are)
+
+    def suggested_name(self) -> str:
+        sae: Sae = self.sae or self.cleaned_data["sae"]
+        return f"{sae.name}-scan"

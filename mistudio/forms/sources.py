@@ -1,0 +1,35 @@
+import re
+from pathlib import Path
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+
+from mistudio.models import ARTIFACTS
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def outside_own_data(path: Path) -> str:
+    """Another team's objects lie below the data folder; they are reached by their pages alone."""
+    for model in ARTIFACTS:
+        if path.is_relative_to(settings.MISTUDIO_DATA / model.ROOM):
+            raise ValidationError(f"{path} is part of miStudio's own data. Give the file or folder it was made from.")
+    return str(path)
+
+
+def clean_source(text: str, noun: str) -> str:
+    """A hub id as it is, or a path made absolute. What a path holds is judged by the job, which reads it."""
+    text = text.strip()
+    if any(ord(c) < 32 for c in text):
+        raise ValidationError("This has control characters. Give a hub id or a path.")
+    looks_like_path = text.startswith(("/", "~", ".")) or text.count("/") > 1
+    path = Path(text).expanduser()
+    if path.exists() and (looks_like_path or not HUB_ID.fullmatch(text)):
+        return outside_own_data(path.resolve())
+    if looks_like_path:
+        raise ValidationError(f"There is no file or folder {text} on the machine that runs miStudio.")
+    if not HUB_ID.fullmatch(text) or ".." in text or "--" in text:
+        raise ValidationError(
+            f"“{text}” is neither a hub id (owner/{noun}) nor a path that exists. A path starts with / or ./"
+        )
+    return text

@@ -1,0 +1,141 @@
+from typing import Any
+
+from django import forms
+
+from mistudio.forms.artifact import ArtifactForm
+from mistudio.models import Tokenization, Training
+
+WIDEST = 2**20
+DEFAULTS = {"topk": ("k", 32), "standard": ("l1_coefficient", 5.0)}
+
+
+class TrainingForm(ArtifactForm):
+    site = forms.CharField(widget=forms.Select)
+
+    class Meta:
+        model = Training
+        fields = (
+            "tokenization",
+            "site",
+            "architecture",
+            "width",
+            "k",
+            "l1_coefficient",
+            "n_tokens",
+            "batch_tokens",
+            "lr",
+            "seed",
+            "name",
+        )
+        labels = {
+            "k": "k",
+            "l1_coefficient": "L1 coefficient",
+            "n_tokens": "Tokens to train on",
+            "batch_tokens": "Batch",
+            "lr": "Learning rate",
+        }
+        help_texts = {
+            "tokenization": "The text, as the tokens of one language model.",
+            "site": "The tensor in the model's forward pass that the SAE learns to rebuild.",
+            "width": "Number of latents. 8 to 32 times the width of the site is usual.",
+            "k": "Latents that may be active on a token. TopK only. Empty: 32.",
+            "l1_coefficient": "Weight of the sparsity penalty. ReLU + L1 only. Empty: 5.",
+            "n_tokens": "The data is read again when it is shorter.",
+            "batch_tokens": "Tokens per step.",
+            "lr": "Empty: 2e-4 · √(16,384 / width).",
+            "seed": "Decides initial weights and the order of the data.",
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.initial.setdefault("width", 2048)
+        self.initial.setdefault("n_tokens", 1_000_000)
+        for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed"):
+            self.fields[name].required = False
+        self.chosen = self._chosen_tokenization()
+        sites = self.chosen.language_model.sites if self.chosen else []
+        self.fields["site"].widget.choices = [(s["name"], f"{s['name']} · {s['width']:,} wide") for s in sites]
+        if self.chosen and not self.initial.get("site"):
+            self.initial["site"] = middle_residual(self.chosen)
+
+    def _chosen_tokenization(self) -> Tokenization | None:
+        field: Any = self.fields["tokenization"]
+        field.queryset = field.queryset.select_related("language_model", "dataset")
+        key = str((self.data if self.is_bound else self.initial).get("tokenization") or "")
+        return field.queryset.filter(pk=int(key)).first() if key.isdecimal() else field.queryset.first()
+
+    def clean_width(self) -> int:
+        return self._between("width", 1, WIDEST, self.initial["width"])
+
+    def clean_n_tokens(self) -> int:
+        return self._between("n_tokens", 1, 10**13, self.initial["n_tokens"])
+
+    def clean_batch_tokens(self) -> int:
+        return self._between("batch_tokens", 16, 2**20, 4096)
+
+    def clean_architecture(self) -> str:
+        return self.cleaned_data["architecture"] or "topk"
+
+    def clean_seed(self) -> int:
+        return self.cleaned_data["seed"] or 0
+
+    def clean_lr(self) -> float | None:
+        value = self.cleaned_data["lr"]
+        if value is not None and not 0 < value <= 1:
+            self.add_error("lr", f"{value:g} is outside 0 to 1. Leave it empty for the width's default.")
+        return value
+
+    def clean_l1_coefficient(self) -> float | None:
+        value = self.cleaned_data["l1_coefficient"]
+        if value is not None and not 0 <= value < 1e6:
+            self.add_error("l1_coefficient", f"{value:g} must be 0 or more. 1 to 20 is usual.")
+        return value
+
+    def _between(self, name: str, low: int, high: int, default: int) -> int:
+        value = self.cleaned_data[name]
+        if value is None:
+            return default
+        if not low <= value <= high:
+            self.add_error(name, f"{value:,} is outside {low:,} to {high:,}.")
+        return value
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean()
+        if tokenization := data.get("tokenization"):
+            self.instance.language_model = tokenization.language_model
+            self._check_site(tokenization.language_model, data.get("site"))
+        self._settle_sparsity(data)
+        return data
+
+    def _check_site(self, model: Any, site: str | None) -> None:
+        if site and model.site_width(site) is None:
+            names = [entry["name"] for entry in model.sites]
+            some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            self.add_error("site", f"{model.name} has no site {site}. It has {some}.")
+
+    def _settle_sparsity(self, data: dict[str, Any]) -> None:
+        """Each architecture has one sparsity setting; the other's is dropped."""
+        architecture = data.get("architecture", "topk")
+        for name, (field, default) in DEFAULTS.items():
+            if name != architecture:
+                data[field] = None
+            elif data.get(field) is None and field not in self.errors:
+                data[field] = default
+        k, width = data.get("k"), data.get("width")
+        if k is not None and width is not None and not 1 <= k <= width:
+            self.add_error(
+                "k",
+                f"k is {k:,}, but only 1 to {width:,} of the latents can be active. Lower k or raise the width.",
+            )
+
+    def suggested_name(self) -> str:
+        data = self.cleaned_data
+        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-")
+        return f"{data['tokenization'].language_model.name}-{where}-{data['architecture']}-{data['width']}"
+
+
+def middle_residual(tokenization: Tokenization) -> str:
+    model = tokenization.language_model
+    wanted = f"blocks.{(model.n_layers or 2) // 2}.hook_resid_pre"
+    names = [entry["name"] for entry in model.sites]
+    return wanted if wanted in names else (names[0] if names else "")

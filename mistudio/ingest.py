@@ -1,0 +1,158 @@
+"""A finished job's files → rows. Each may run twice: what a crash interrupted is done again, to the same end."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from django.db import transaction
+
+from jobs.ml.evidence import Evidence
+from jobs.ml.tokens import TokenShards
+from jobs.models import Job
+from mistudio.evidence import peak_tokens
+from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
+from mistudio.models.artifact import artifact_of
+from mistudio.vocabulary import read_vocabulary
+
+BATCH = 2000
+
+
+def language_model(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, LanguageModel):
+        return
+    described = result["architecture"]
+    row.mark_ready(
+        commit=result.get("commit") or "",
+        files=result["files"],
+        licence=result.get("licence") or "",
+        **{
+            name: described[name]
+            for name in (
+                "model_type",
+                "class_name",
+                "causal",
+                "n_layers",
+                "d_model",
+                "n_heads",
+                "vocab_size",
+                "context_length",
+                "n_parameters",
+                "dtype",
+                "sites",
+            )
+        },
+    )
+
+
+def dataset(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Dataset):
+        return
+    statistics = result["statistics"]
+    row.mark_ready(
+        columns=result["columns"],
+        samples=result["samples"],
+        statistics=statistics,
+        n_documents=statistics["documents"],
+        n_characters=statistics["characters"],
+    )
+
+
+def tokenization(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Tokenization):
+        return
+    row.mark_ready(
+        statistics=result,
+        n_tokens=result["train"]["tokens"],
+        n_held_out_tokens=result["held_out"]["tokens"],
+        n_sequences=result["train"]["sequences"],
+    )
+
+
+def training(job: Job, result: dict[str, Any]) -> None:
+    """A training that ended, early or not, leaves one SAE."""
+    row = artifact_of(job.subject)
+    if not isinstance(row, Training):
+        return
+    row.mark_ready(result=result)
+    sae, _ = Sae.objects.get_or_create(
+        training=row,
+        defaults={
+            "team": row.team,
+            "owner": row.owner,
+            "name": row.name,
+            "language_model": row.language_model,
+            "site": row.site,
+            "architecture": row.architecture,
+            "d_in": result["d_in"],
+            "width": row.width,
+            "k": row.k,
+            "job": job,
+        },
+    )
+    sae.mark_ready(
+        fvu=result.get("fvu"),
+        l0=result.get("l0"),
+        ce_recovered=result.get("ce_recovered"),
+        evaluated_tokens=result.get("evaluated_tokens"),
+        metrics=result.get("metrics", {}),
+    )
+
+
+def scan(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Scan):
+        return
+    with transaction.atomic():
+        write_features(row)
+        row.mark_ready(
+            result=result,
+            scanned_tokens=result["tokens"],
+            n_alive=result["alive"],
+            n_dead=result["dead"],
+            n_dense=result["dense"],
+        )
+
+
+def write_features(row: Scan) -> None:
+    """One row a feature. Measured columns are replaced; labels and notes, which people wrote, are never touched."""
+    columns = ["n_fired", "density", "max_activation", "mean_activation", "top_tokens"]
+    for batch in batches(measured(row), BATCH):
+        Feature.objects.bulk_create(batch, update_conflicts=True, unique_fields=["sae", "index"], update_fields=columns)
+
+
+def measured(row: Scan) -> Iterator[Feature]:
+    evidence = Evidence(row.folder)
+    shards = TokenShards(row.tokenization.folder, evidence.split)
+    pieces = read_vocabulary(row.tokenization.language_model.folder)
+    fired, largest, mean = (np.asarray(a).tolist() for a in (evidence.n_fired, evidence.max, evidence.mean))
+    for index, n in enumerate(fired):
+        tokens = peak_tokens(evidence, shards, index) if n else []
+        yield Feature(
+            sae_id=row.sae_id,
+            index=index,
+            n_fired=n,
+            density=n / max(1, evidence.n_tokens),
+            max_activation=largest[index],
+            mean_activation=mean[index],
+            top_tokens=words([pieces[token] for token in tokens if token < len(pieces)]),
+        )
+
+
+def words(pieces: Iterable[str]) -> str:
+    """Distinct pieces, strongest first, in 300 characters."""
+    text = " ".join(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
+    return text.replace("\0", "␀")[:300]
+
+
+def batches(rows: Iterable[Feature], size: int) -> Iterator[list[Feature]]:
+    batch: list[Feature] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

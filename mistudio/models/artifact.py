@@ -1,0 +1,179 @@
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from django.apps import apps
+from django.conf import settings
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import models, transaction
+from django.urls import reverse
+from django.utils import timezone
+
+from jobs.models import Job, State
+from jobs.ownership import Owned
+from jobs.queue import submit
+
+
+class InUse(Exception):
+    """Something cannot be deleted; `users` says by what it is needed."""
+
+    def __init__(self, what: "Artifact", users: list[str]) -> None:
+        self.users = users
+        super().__init__(f"{what} is used by {', '.join(users)}. Delete {'it' if len(users) == 1 else 'them'} first.")
+
+
+class Artifact(Owned):
+    """A named thing made by a job, with a folder of files. `mistudio.ingest` fills the row when its job succeeds."""
+
+    NOUN: ClassVar[str]  # what people call it: "training"
+    ROOM: ClassVar[str]  # folder below MISTUDIO_DATA and first part of its address: "trainings"
+    KIND: ClassVar[str]  # the job kind that makes it
+
+    name = models.CharField(max_length=120)
+    # Made by the page that offers the form: the same form sent twice makes one object.
+    submission = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)
+    job = models.ForeignKey(Job, on_delete=models.SET_NULL, null=True, blank=True, related_name="+", editable=False)
+    ready_at = models.DateTimeField(null=True, blank=True, editable=False)
+    size_bytes = models.BigIntegerField(null=True, blank=True, editable=False)
+
+    class Meta:
+        abstract = True
+        ordering: ClassVar[list[str]] = ["-pk"]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["team", "name"], name="%(class)s_name_once_per_team")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse(f"{self._meta.model_name}", args=[self.pk])
+
+    @property
+    def folder(self) -> Path:
+        return settings.MISTUDIO_DATA / self.ROOM / str(self.pk)
+
+    @property
+    def subject(self) -> str:
+        return f"{self._meta.model_name}:{self.pk}"
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_at is not None
+
+    @property
+    def state(self) -> str:
+        """What the reader should know: ready, the state of the job that makes it, or "not started"."""
+        if self.job and (self.job.state != State.SUCCEEDED or not self.ready):
+            return self.job.state
+        return "ready" if self.ready else "not started"
+
+    def params(self) -> dict[str, Any]:
+        """The parameters of the job that makes this."""
+        raise NotImplementedError
+
+    def command(self) -> str:
+        """The command that reproduces this."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_reference(cls, team: Any, reference: str) -> Self:
+        """By name, else by id. Raises DoesNotExist."""
+        rows: Any = cls.objects.of_team(team)
+        try:
+            return rows.get(name=reference)
+        except ObjectDoesNotExist:
+            if reference.isdecimal():
+                return rows.get(pk=int(reference))
+            raise
+
+    def start(self) -> Job:
+        """Hand the work to a worker. The row's `job` follows by the subject (see `follow_job`)."""
+        return submit(
+            self.KIND,
+            self.params(),
+            team=self.team,
+            owner=self.owner,
+            subject=self.subject,
+            title=self.name,
+        )
+
+    def mark_ready(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.ready_at = timezone.now()
+        self.size_bytes = folder_bytes(self.folder)
+        self.save()
+
+    def expected_files(self) -> dict[str, dict[str, Any]]:
+        """Name → bytes and sha256, as the manifest has them."""
+        manifest = self.folder / "manifest.json"
+        return json.loads(manifest.read_text()).get("files", {}) if manifest.exists() else {}
+
+    def damage(self) -> list[str]:
+        """What is wrong with the files: missing, or of another size or content. Reads them all."""
+        from jobs.ml.store import sha256  # late: every process loads this model, few need numpy
+
+        if not self.ready:
+            return ["not finished"]
+        found = []
+        for name, expected in self.expected_files().items():
+            path = self.folder / name
+            if not path.is_file():
+                found.append(f"{name} is missing")
+            elif path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+                found.append(f"{name} was changed")
+        return found if self.folder.is_dir() or found else [f"{self.folder} is missing"]
+
+    def users(self) -> list[str]:
+        """The artifacts that are built on this one, each as "noun “name”"."""
+        found = []
+        for relation in self._meta.related_objects:
+            model = relation.related_model
+            if isinstance(model, type) and issubclass(model, Artifact):
+                rows: Any = model._default_manager
+                names = rows.filter(**{relation.field.name: self}).values_list("name", flat=True)[:20]
+                found += [f"{model.NOUN} “{name}”" for name in names]
+        return found
+
+    def delete_with_files(self) -> None:
+        """Raises InUse. The row goes first: a crash in between leaves files without a row, never the reverse."""
+        if self.job and self.job.state in State.unfinished():
+            raise InUse(self, [f"its unfinished job {self.job.pk}"])
+        if users := self.users():
+            raise InUse(self, users)
+        folder = self.folder
+        with transaction.atomic():
+            self.delete()
+            transaction.on_commit(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def artifact_of(subject: str) -> Artifact | None:
+    """The artifact that a job works on, from "training:12"; None when it is gone or no artifact."""
+    name, _, key = subject.partition(":")
+    try:
+        model = apps.get_model("mistudio", name)
+    except LookupError:
+        return None
+    if not issubclass(model, Artifact) or not key.isdecimal():
+        return None
+    rows: Any = model._default_manager
+    return rows.select_related("job").filter(pk=int(key)).first()
+
+
+def subject_url(subject: str) -> str:
+    artifact = artifact_of(subject)
+    return artifact.get_absolute_url() if artifact else ""
+
+
+def follow_job(sender: type[Job], instance: Job, created: bool, **_: Any) -> None:
+    """A new job of a subject, be it the first or a retry, is the one its artifact shows."""
+    if created and (artifact := artifact_of(instance.subject)):
+        rows: Any = type(artifact)._default_manager
+        rows.filter(pk=artifact.pk).update(job=instance)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

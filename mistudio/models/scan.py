@@ -1,0 +1,35 @@
+from typing import Any
+
+from django.db import models
+
+from mistudio.models.artifact import Artifact
+from mistudio.models.sae import Sae
+from mistudio.models.tokenization import Tokenization
+
+
+class Scan(Artifact):
+    """One pass over held-out tokens that collects the evidence for the features of an SAE."""
+
+    NOUN, ROOM, KIND = "scan", "scans", "scan_features"
+
+    sae = models.ForeignKey(Sae, on_delete=models.PROTECT, related_name="scans")
+    tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="scans")
+    n_tokens = models.BigIntegerField(help_text="Held-out tokens to read.")
+    scanned_tokens = models.BigIntegerField(null=True, editable=False)
+    n_alive = models.PositiveIntegerField(null=True, editable=False)
+    n_dead = models.PositiveIntegerField(null=True, editable=False)
+    n_dense = models.PositiveIntegerField(null=True, editable=False)
+    result = models.JSONField(default=dict, editable=False)
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "model_folder": str(self.sae.language_model.folder),
+            "tokens_folder": str(self.tokenization.folder),
+            "sae_folder": str(self.sae.folder),
+            "folder": str(self.folder),
+            "site": self.sae.site,
+            "tokens": self.n_tokens,
+        }
+
+    def command(self) -> str:
+        return f"mistudio scan_features {self.sae.name!r} --name {self.name!r} --tokens {self.n_tokens}"

@@ -1,0 +1,71 @@
+from pathlib import Path
+from typing import Any
+
+from django.db import models
+
+from mistudio.models.artifact import Artifact
+from mistudio.models.language_model import LanguageModel
+from mistudio.models.tokenization import Tokenization
+
+
+class Training(Artifact):
+    """A run: a sparse autoencoder fitted to the activations of one site, with its metrics and checkpoints."""
+
+    NOUN, ROOM, KIND = "training", "trainings", "train_sae"
+
+    class Architecture(models.TextChoices):
+        TOPK = "topk", "TopK"
+        STANDARD = "standard", "ReLU + L1"
+
+    language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
+    tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
+    site = models.CharField(max_length=120)
+    architecture = models.CharField(max_length=20, choices=Architecture.choices, default=Architecture.TOPK)
+    width = models.PositiveIntegerField()
+    k = models.PositiveIntegerField(null=True, blank=True)
+    l1_coefficient = models.FloatField(null=True, blank=True)
+    n_tokens = models.BigIntegerField(help_text="Tokens to train on; the data is read again when it is shorter.")
+    batch_tokens = models.PositiveIntegerField(default=4096)
+    lr = models.FloatField(null=True, blank=True)
+    seed = models.PositiveIntegerField(default=0)
+    result = models.JSONField(default=dict, editable=False)
+
+    @property
+    def sae_folder(self) -> Path:
+        return self.folder / "sae"
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "model_folder": str(self.language_model.folder),
+            "tokens_folder": str(self.tokenization.folder),
+            "folder": str(self.folder),
+            "sae_folder": str(self.sae_folder),
+            "site": self.site,
+            "architecture": self.architecture,
+            "width": self.width,
+            "k": self.k,
+            "l1_coefficient": self.l1_coefficient,
+            "tokens": self.n_tokens,
+            "batch_tokens": self.batch_tokens,
+            "lr": self.lr,
+            "seed": self.seed,
+            "model_name": self.language_model.source,
+            "dataset_name": self.tokenization.dataset.source,
+        }
+
+    def command(self) -> str:
+        options = {"--k": self.k, "--l1-coefficient": self.l1_coefficient, "--lr": self.lr}
+        said = "".join(f" {option} {value:g}" for option, value in options.items() if value is not None)
+        return (
+            f"mistudio train_sae {self.tokenization.name!r} --name {self.name!r} --site {self.site} "
+            f"--architecture {self.architecture} --width {self.width}{said} --tokens {self.n_tokens} "
+            f"--batch-tokens {self.batch_tokens} --seed {self.seed}"
+        )
+
+    def users(self) -> list[str]:
+        sae = getattr(self, "sae", None)
+        return [f"SAE “{sae.name}”"] if sae else []
+
+    @property
+    def steps(self) -> int:
+        return -(-self.n_tokens // self.batch_tokens)

@@ -1,0 +1,74 @@
+"""What the pages of all artifacts share: find within the team, list, make, delete."""
+
+from typing import Any, TypeVar
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+
+from mistudio.forms.artifact import ArtifactForm
+from mistudio.models import Artifact
+from mistudio.models.artifact import InUse
+
+PAGE = 50
+Row = TypeVar("Row", bound=Artifact)
+
+
+def owned(request: HttpRequest, model: type[Row]) -> QuerySet[Row]:
+    user: Any = request.user
+    rows: Any = model.objects.of_team(user.team)
+    return rows
+
+
+def found(request: HttpRequest, model: type[Row], pk: int, *related: str) -> Row:
+    """The row with its job, or 404: an object of another team does not exist."""
+    return get_object_or_404(owned(request, model).select_related("job", "owner", *related), pk=pk)
+
+
+def listing(request: HttpRequest, rows: QuerySet, template: str, **context: Any) -> HttpResponse:
+    q = request.GET.get("q", "").replace("\0", "").strip()
+    total = rows.count()
+    chosen = rows.filter(name__icontains=q) if q else rows
+    page = Paginator(chosen.select_related("job", "owner"), PAGE).get_page(request.GET.get("page"))
+    return render(request, template, {"page_obj": page, "q": q, "total": total, **context})
+
+
+def creation(
+    request: HttpRequest,
+    form_class: type[ArtifactForm],
+    template: str,
+    *,
+    context: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> HttpResponse:
+    """Offer the form, keep what was typed when it is wrong, launch once however often it is sent."""
+    data = request.POST if request.method == "POST" else None
+    user: Any = request.user
+    form = form_class(data, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
+    if data is not None:
+        if before := form.already_sent():
+            return redirect(before)
+        if made := form.launch():
+            return redirect(made)
+    status = 422 if form.is_bound else 200
+    return render(request, template, {"form": form, **(context or {})}, status=status)
+
+
+def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpResponse:
+    artifact = found(request, model, pk)
+    name = artifact.name
+    try:
+        artifact.delete_with_files()
+    except InUse as refused:
+        messages.error(request, str(refused))
+        return redirect(artifact)
+    messages.success(request, f"Deleted {model.NOUN} “{name}” and its files.")
+    return redirect(reverse(f"{model._meta.model_name}s"))
+
+
+def topics(artifact: Artifact) -> list[str]:
+    """What the page of this artifact listens to."""
+    return [f"jobs.{artifact.job_id}"] if artifact.job_id else []

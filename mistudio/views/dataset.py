@@ -1,0 +1,29 @@
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from mistudio.forms.dataset import DatasetForm
+from mistudio.models import Dataset
+from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+
+
+@require_GET
+def datasets(request: HttpRequest) -> HttpResponse:
+    return listing(request, owned(request, Dataset), "dataset/list.html")
+
+
+@require_GET
+def dataset(request: HttpRequest, pk: int) -> HttpResponse:
+    row = found(request, Dataset, pk)
+    context = {"object": row, "job": row.job, "users": row.users(), "topics": topics(row)}
+    return render(request, "dataset/detail.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def dataset_new(request: HttpRequest) -> HttpResponse:
+    return creation(request, DatasetForm, "dataset/new.html")
+
+
+@require_POST
+def dataset_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    return deletion(request, Dataset, pk)

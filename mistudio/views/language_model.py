@@ -1,0 +1,29 @@
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from mistudio.forms.language_model import LanguageModelForm
+from mistudio.models import LanguageModel
+from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+
+
+@require_GET
+def languagemodels(request: HttpRequest) -> HttpResponse:
+    return listing(request, owned(request, LanguageModel), "language_model/list.html")
+
+
+@require_GET
+def languagemodel(request: HttpRequest, pk: int) -> HttpResponse:
+    model = found(request, LanguageModel, pk)
+    context = {"object": model, "job": model.job, "users": model.users(), "topics": topics(model)}
+    return render(request, "language_model/detail.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def languagemodel_new(request: HttpRequest) -> HttpResponse:
+    return creation(request, LanguageModelForm, "language_model/new.html")
+
+
+@require_POST
+def languagemodel_delete(request: HttpRequest, pk: int) -> HttpResponse:
+    return deletion(request, LanguageModel, pk)

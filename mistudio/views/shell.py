@@ -1,0 +1,69 @@
+from typing import Any
+
+from django.http import HttpRequest, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_POST
+
+from jobs.models import Job, State
+from jobs.queue import worker_alive
+from mistudio.models import Dataset, LanguageModel, Sae, Team, Tokenization, Training
+
+THEMES = ("system", "light", "dark")
+
+
+def shell(request: HttpRequest) -> dict[str, Any]:
+    """What the frame of every page shows: navigation with counts, jobs under way, theme."""
+    user = getattr(request, "user", None)
+    theme = request.COOKIES.get("theme", "system")
+    base = {"theme": theme if theme in THEMES else "system"}
+    administration = request.resolver_match and request.resolver_match.app_name == "admin"
+    if administration or user is None or not user.is_authenticated or user.team is None:
+        return base
+    states = list(Job.objects.of_team(user.team).filter(state__in=State.unfinished()).values_list("state", flat=True))
+    running, queued = states.count(State.RUNNING), states.count(State.QUEUED)
+    return {
+        **base,
+        "team": user.team,
+        "running_jobs": running,
+        "queued_jobs": queued,
+        "worker_alive": worker_alive(),
+        "nav": navigation(request.path, user.team, running),
+    }
+
+
+def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    def item(label: str, name: str, icon: str, count: int | None = None, pin: bool = False) -> dict[str, Any]:
+        url = reverse(name)
+        current = path == url if name == "home" else path.startswith(url)
+        return {"label": label, "url": url, "icon": icon, "count": count, "current": current, "pin": pin}
+
+    def many(model: Any) -> int:
+        return model.objects.of_team(team).count()
+
+    return [
+        ("", [item("Home", "home", "home", pin=True)]),
+        (
+            "Build",
+            [
+                item("Models", "languagemodels", "model", many(LanguageModel)),
+                item("Datasets", "datasets", "data", many(Dataset)),
+                item("Tokenizations", "tokenizations", "cache", many(Tokenization)),
+                item("Trainings", "trainings", "train", many(Training), pin=True),
+            ],
+        ),
+        ("Understand", [item("SAEs", "saes", "sae", many(Sae), pin=True)]),
+        ("Machine", [item("Jobs", "jobs", "ops", running or None, pin=True)]),
+    ]
+
+
+@require_POST
+def theme(request: HttpRequest) -> HttpResponseRedirect:
+    back = request.POST.get("next", "")
+    if not url_has_allowed_host_and_scheme(back, allowed_hosts={request.get_host()}):
+        back = reverse("home")
+    response = HttpResponseRedirect(back)
+    chosen = request.POST.get("theme")
+    if chosen in THEMES:
+        response.set_cookie("theme", chosen, max_age=365 * 24 * 3600, samesite="Lax")
+    return response

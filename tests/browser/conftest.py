@@ -1,0 +1,120 @@
+"""A whole studio of its own, site and workers, and a real Chromium before it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.xdist_group("browser"))
+
+
+class Studio:
+    """`manage.py studio` on a data folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.env = {**os.environ, "MISTUDIO_DATA": str(folder), "PYTHONUNBUFFERED": "1"}
+        self.env.pop("DATABASE_URL", None)
+        self.env.pop("MISTUDIO_TEST_DATABASE", None)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def manage(self, *args):
+        command = [sys.executable, "manage.py", *args]
+        done = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, *args):
+        log = (self.folder / "studio.log").open("a")
+        command = [sys.executable, "manage.py", "studio", "--port", str(self.port), *args]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 40
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.url}/login/", timeout=2)
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "studio.log").read_text()[-3000:])
+
+    def stop(self, how=signal.SIGINT):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(40)
+
+    def login_link(self):
+        return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory):
+    require("browser", CHROMIUM is not None, "Chromium is not installed")
+    studio = Studio(tmp_path_factory.mktemp("studio"))
+    studio.manage("migrate", "--verbosity", "0")
+    studio.start()
+    yield studio
+    studio.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium(studio):
+    from playwright.sync_api import sync_playwright
+
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def signed_in(chromium, studio):
+    """The cookies of an administrator who used the one-time link."""
+    context = chromium.new_context()
+    context.new_page().goto(studio.login_link())
+    state = context.storage_state()
+    context.close()
+    return state
+
+
+@pytest.fixture
+def page(chromium, signed_in, studio):
+    """A signed-in page; the test fails if the page wrote an error to its console."""
+    context = chromium.new_context(storage_state=signed_in, base_url=studio.url)
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    wrong = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.wrong = wrong
+    yield page
+    context.close()

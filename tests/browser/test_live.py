@@ -1,0 +1,161 @@
+"""What live.js does with pages: it swaps in news and never takes away what the reader is doing."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+CANCEL = "from jobs.models import Job; from jobs.queue import request_cancel; request_cancel(Job.objects.get(pk={}))"
+SUBMIT = """
+import json
+from jobs.queue import submit
+from mistudio.models import Team, User
+user = User.objects.order_by("pk").first()
+job = submit("sleepy", {params}, team=Team.default(), owner=user, title={title!r})
+print(json.dumps(job.pk))
+"""
+
+
+@pytest.fixture
+def sleepy(studio, signed_in):
+    """Submit a job that sleeps in steps, and see to its end."""
+    made = []
+
+    def submit(title, **params):
+        known = {"steps": 600, "seconds": 0.1, **params}
+        made.append(json.loads(studio.manage("shell", "-v", "0", "-c", SUBMIT.format(params=known, title=title))))
+        return f"/jobs/{made[-1]}/"
+
+    yield submit
+    for pk in made:
+        studio.manage("shell", "-v", "0", "-c", CANCEL.format(pk))
+
+
+def link(page, state):
+    """Wait until the connection is of this state, as the reader sees it."""
+    expect(page.locator("#connection")).to_contain_text(state, timeout=30_000, use_inner_text=True)
+
+
+def percent(page):
+    return float(re.search(r"[\d.]+", page.locator(".pct").first.inner_text())[0])
+
+
+def wait_for_progress(page):
+    before = percent(page)
+    page.wait_for_function(
+        "before => parseFloat(document.querySelector('.pct').textContent.match(/[\\d.]+/)[0]) > before", arg=before
+    )
+
+
+def test_news_come_over_the_socket_and_leave_open_what_was_opened(page, sleepy):
+    page.goto(sleepy("over the socket"))
+    link(page, "Live")
+    expect(page.locator(".badge").first).to_have_text("Running", timeout=30_000)
+    page.locator("main details.confirm summary").first.click()
+    wait_for_progress(page)
+    assert page.locator("main details.confirm").first.evaluate("menu => menu.open")
+    page.keyboard.press("Escape")
+    assert not page.locator("main details.confirm").first.evaluate("menu => menu.open")
+    assert page.wrong == []
+
+
+def test_a_button_that_came_with_the_news_works(page, sleepy):
+    page.goto(sleepy("paused by a button"))
+    link(page, "Live")
+    expect(page.locator(".badge").first).to_have_text("Running", timeout=30_000)
+    wait_for_progress(page)
+    assert page.locator("main form [name=csrfmiddlewaretoken]").count() == 0, "the fragment was rendered for nobody"
+    page.get_by_role("button", name=re.compile("^Pause")).click()
+    expect(page.locator(".badge").first).to_have_text("Paused", timeout=30_000)
+    expect(page.get_by_role("button", name=re.compile("^Resume"))).to_be_visible()
+
+
+def test_what_is_selected_is_not_taken_away(page, sleepy):
+    page.goto(sleepy("selected"))
+    link(page, "Live")
+    expect(page.locator(".badge").first).to_have_text("Running", timeout=30_000)
+    wait_for_progress(page)
+    page.locator(".pct").first.evaluate("part => getSelection().selectAllChildren(part)")
+    held = page.locator(".pct").first.inner_text()
+    page.wait_for_timeout(2500)
+    assert page.locator(".pct").first.inner_text() == held
+    page.evaluate("() => getSelection().removeAllRanges()")
+    wait_for_progress(page)
+
+
+def test_without_a_socket_the_page_asks(page, sleepy):
+    page.route_web_socket("**/live/**", lambda socket: socket.close(code=1008))
+    page.goto(sleepy("by asking"))
+    link(page, "Polling")
+    wait_for_progress(page)
+
+
+@pytest.mark.slow
+def test_a_silent_server_is_said_and_news_come_again(page, sleepy):
+    sockets = []
+
+    def through(socket):
+        sockets.append(socket)
+        socket.connect_to_server() if len(sockets) != 2 else socket.close(code=1008)
+
+    page.route_web_socket("**/live/**", through)
+    page.goto(sleepy("with a gap"))
+    link(page, "Live")
+    page.route("**/live/fragments/**", lambda route: route.abort())
+    sockets[0].close(code=1012)
+    link(page, "Stale")
+    page.unroute("**/live/fragments/**")
+    link(page, "Polling")
+    wait_for_progress(page)
+
+
+def test_keys_lead_to_the_search_and_can_be_turned_off(page):
+    page.goto("/models/new/")
+    page.goto("/jobs/")
+    page.keyboard.press("/")
+    assert page.evaluate("() => document.activeElement.matches('[data-search]')")
+    page.get_by_role("button", name="Turn off").click()
+    page.goto("/jobs/")
+    page.keyboard.press("/")
+    assert not page.evaluate("() => document.activeElement.matches('[data-search]')")
+    page.get_by_role("button", name="Turn on").click()
+
+
+def test_a_theme_is_kept_without_a_flash(page):
+    page.goto("/models/")
+    page.locator("details.menu summary").click()
+    page.get_by_role("button", name="Dark").click()
+    expect(page).to_have_url(re.compile("/models/$"))
+    assert page.locator("html").get_attribute("data-theme") == "dark"
+    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == ground
+    page.locator("details.menu summary").click()
+    page.get_by_role("button", name="System").click()
+    assert page.locator("html").get_attribute("data-theme") is None
+    assert page.wrong == []
+
+
+def test_without_scripts_a_page_offers_to_reload_and_hides_what_only_scripts_do(chromium, signed_in, studio, sleepy):
+    context = chromium.new_context(storage_state=signed_in, base_url=studio.url, java_script_enabled=False)
+    page = context.new_page()
+    page.goto(sleepy("without scripts"))
+    expect(page.get_by_role("link", name="Reload for news")).to_be_visible()
+    expect(page.get_by_text("Connecting")).to_be_hidden()
+    expect(page.get_by_role("button", name="Copy")).to_have_count(0)
+    expect(page.get_by_role("button", name=re.compile("Cancel job|Pause")).first).to_be_attached()
+    context.close()
+
+
+@pytest.mark.parametrize("width", [360, 800, 1440])
+@pytest.mark.parametrize("path", ["/", "/models/", "/datasets/new/", "/trainings/", "/saes/", "/jobs/", "/nothing/"])
+def test_no_page_scrolls_sideways(chromium, signed_in, studio, path, width):
+    context = chromium.new_context(
+        storage_state=signed_in, base_url=studio.url, viewport={"width": width, "height": 740}
+    )
+    page = context.new_page()
+    page.goto(path)
+    over = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    context.close()
+    assert over <= 1

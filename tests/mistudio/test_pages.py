@@ -1,0 +1,151 @@
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from jobs.models import Job, Metric, State
+from mistudio.models import Dataset, LanguageModel, Sae, Tokenization, Training
+from tests import rows
+
+pytestmark = pytest.mark.django_db
+LISTS = ("languagemodels", "datasets", "tokenizations", "trainings", "saes", "jobs")
+
+
+def queries(client, url):
+    with CaptureQueriesContext(
+        connection,
+    ) as caught:
+        assert client.get(url).status_code == 200
+    return len(caught)
+
+
+@pytest.mark.parametrize("name", ["home", *LISTS])
+def test_an_empty_studio_shows_what_would_be_here_and_the_button_that_fills_it(name, alice, client_of):
+    answer = client_of(alice).get(reverse(name))
+    assert answer.status_code == 200
+    assert "<h1" in answer.content.decode()
+    if name not in ("home",):
+        assert 'class="empty' in answer.content.decode()
+
+
+def fill(team, n):
+    for i in range(n):
+        sae = rows.sae(team, f"sae-{n}-{i}", features=2)
+        job = Job.objects.create(team=team, kind="sleepy", queue="cpu", title=f"job {n} {i}", state=State.FAILED)
+        for row in (sae, sae.training, sae.training.tokenization, sae.language_model):
+            type(row).objects.filter(pk=row.pk).update(job=job)
+
+
+@pytest.mark.parametrize("name", ["home", *LISTS])
+def test_a_list_asks_as_much_for_twelve_rows_as_for_two(name, alice, client_of):
+    client = client_of(alice)
+    fill(alice.team, 2)
+    client.get(reverse(name))
+    few = queries(client, reverse(name))
+    fill(alice.team, 12)
+    assert queries(client, reverse(name)) <= few
+    assert few <= 22
+
+
+def test_a_training_page_asks_as_much_for_a_thousand_metrics_as_for_ten(alice, client_of):
+    run = rows.training(alice.team)
+    job = Job.objects.create(team=alice.team, kind="train_sae", queue="gpu", subject=run.subject, state=State.SUCCEEDED)
+    client, url = client_of(alice), run.get_absolute_url()
+
+    def measure(first, last):
+        Metric.objects.bulk_create(
+            Metric(job=job, step=s, values={"fvu": 1 / s, "loss": 1.0}) for s in range(first, last)
+        )
+
+    measure(1, 10)
+    few = queries(client, url)
+    measure(10, 1000)
+    assert queries(client, url) == few <= 24
+
+
+def test_the_features_page_asks_as_much_for_many_as_for_few(alice, client_of):
+    client = client_of(alice)
+    few, many = (rows.sae(alice.team, f"sae{n}", features=n) for n in (5, 400))
+    for sae in (few, many):
+        rows.scan(alice.team, f"scan-{sae.pk}", sae=sae)
+    asked = [queries(client, reverse("features", args=[sae.pk])) for sae in (few, many)]
+    assert asked[0] == asked[1] <= 22
+
+
+def test_a_search_without_a_match_says_so_and_offers_the_way_back(alice, client_of):
+    rows.language_model(alice.team, "pythia")
+    text = client_of(alice).get("/models/?q=zebra").content.decode()
+    assert "zebra" in text and "pythia" not in text and 'href="/models/"' in text
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "9999", "x", "1e9"])
+def test_a_page_number_from_nowhere_shows_the_nearest_page(page, alice, client_of):
+    rows.dataset(alice.team)
+    assert client_of(alice).get("/datasets/", {"page": page}).status_code == 200
+
+
+@pytest.mark.parametrize("q", ["\0", "%00", "'; drop table", "\ud800".encode("utf-8", "surrogatepass"), "x" * 5000])
+def test_no_search_words_break_a_list(q, alice, client_of):
+    sae = rows.sae(alice.team, features=3)
+    for url in ("/models/", "/trainings/", "/jobs/", reverse("features", args=[sae.pk])):
+        assert client_of(alice).get(url, {"q": q}).status_code == 200, url
+
+
+def test_every_object_shows_the_command_that_reproduces_it(alice, client_of):
+    sae = rows.sae(alice.team)
+    run = sae.training
+    for row in (
+        sae,
+        run,
+        run.tokenization,
+        run.tokenization.dataset,
+        run.language_model,
+        rows.scan(alice.team, sae=sae),
+    ):
+        text = client_of(alice).get(row.get_absolute_url()).content.decode()
+        assert f"mistudio {row.KIND}" in text, row
+
+
+def test_what_is_in_use_is_not_deleted_and_the_page_says_by_what(alice, client_of):
+    sae = rows.sae(alice.team)
+    client = client_of(alice)
+    for name, model, row in (
+        ("languagemodel", LanguageModel, sae.language_model),
+        ("dataset", Dataset, sae.training.tokenization.dataset),
+        ("tokenization", Tokenization, sae.training.tokenization),
+        ("training", Training, sae.training),
+    ):
+        answer = client.post(reverse(f"{name}_delete", args=[row.pk]), follow=True)
+        assert "is used by" in answer.content.decode(), name
+        assert model.objects.filter(pk=row.pk).exists()
+
+
+def test_what_is_not_in_use_is_deleted_with_its_files(alice, client_of, django_capture_on_commit_callbacks):
+    model = rows.language_model(alice.team)
+    model.folder.mkdir(parents=True)
+    (model.folder / "config.json").write_text("{}")
+    with django_capture_on_commit_callbacks(execute=True):
+        answer = client_of(alice).post(reverse("languagemodel_delete", args=[model.pk]))
+    assert answer.url == "/models/"
+    assert not model.folder.exists() and not LanguageModel.objects.exists()
+
+
+def test_nothing_is_deleted_while_its_job_runs(alice, client_of):
+    model = rows.language_model(alice.team, ready_at=None)
+    job = Job.objects.create(team=alice.team, kind="add_model", queue="cpu", subject=model.subject)
+    model.refresh_from_db()
+    assert model.job == job
+    answer = client_of(alice).post(reverse("languagemodel_delete", args=[model.pk]), follow=True)
+    assert f"unfinished job {job.pk}" in answer.content.decode()
+    assert LanguageModel.objects.exists()
+
+
+def test_a_get_changes_nothing(alice, client_of):
+    sae = rows.sae(alice.team)
+    assert client_of(alice).get(reverse("sae_delete", args=[sae.pk])).status_code == 405
+    assert Sae.objects.exists()
+
+
+def test_the_policy_lets_in_nothing_inline_and_no_other_host(alice, client_of):
+    policy = client_of(alice).get("/").headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy and "unsafe" not in policy

@@ -1,0 +1,268 @@
+import itertools
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.ml import pieces as pieces_module
+from jobs.ml import store
+from jobs.ml.framing import framing
+from jobs.ml.packing import ContextTooLong, NoTokens, is_held_out, pack
+from jobs.ml.pieces import pieces
+from jobs.ml.tokens import TokenShards
+from tests.ml.tiny import byte_tokenizer, decoder_tokenizer, die_at, documents, signal_that_ended
+
+BOS, EOS = 0, 1
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def all_rows(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    shards = TokenShards(folder, split)
+    return shards.rows(range(shards.n_sequences))
+
+
+def quickly(docs, folder, tokenizer=None, **options):
+    options = {"context_length": 16, "seed": 0, "held_out": 0.0, "shard_tokens": 2048} | options
+    docs = list(docs)
+    return pack(lambda start: docs[start:], tokenizer or decoder_tokenizer(), folder, **options)
+
+
+def test_every_token_is_there_once_in_order_with_bos_before_each_sequence_and_eos_between_documents(tmp_path) -> None:
+    docs, tokenizer = documents(100), decoder_tokenizer()
+    statistics = quickly(docs, tmp_path)
+    ids, _ = all_rows(tmp_path, "train")
+    assert (ids[:, 0] == BOS).all()
+    wanted = list(itertools.chain.from_iterable([*tokenizer(d, add_special_tokens=False).input_ids, EOS] for d in docs))
+    packed = ids[:, 1:].reshape(-1).tolist()
+    assert packed == wanted[: len(packed)]
+    assert len(wanted) - len(packed) == statistics["dropped_tokens"] < 15
+
+
+def test_the_special_bits_mark_bos_and_eos_and_nothing_else(tmp_path) -> None:
+    statistics = quickly(documents(100), tmp_path)
+    ids, special = all_rows(tmp_path, "train")
+    assert np.array_equal(special, (ids == BOS) | (ids == EOS))
+    assert statistics["special_tokens"] == special.sum() == TokenShards(tmp_path).n_special
+    assert np.array_equal(TokenShards(tmp_path).kept_per_sequence(), (~special).sum(1))
+
+
+def test_statistics_add_up(tmp_path) -> None:
+    docs = [*documents(80), "", ""]
+    s = quickly(docs, tmp_path, held_out=0.4)
+    assert s["documents"] == 82
+    assert s["empty_documents"] == 2
+    assert s["sequences"] == s["train"]["sequences"] + s["held_out"]["sequences"]
+    assert s["tokens"] == 16 * s["sequences"]
+    tokenizer = decoder_tokenizer()
+    n = sum(len(tokenizer(d, add_special_tokens=False).input_ids) for d in docs)
+    assert s["document_tokens"] == n
+    assert s["mean_tokens_per_document"] == pytest.approx(n / 80)
+    assert n + 80 == s["tokens"] - s["sequences"] + s["dropped_tokens"]  # contents and separators
+
+
+def test_a_document_is_held_out_by_its_number_and_the_seed(tmp_path) -> None:
+    docs = [f"d{i} " * 16 for i in range(40)]
+    quickly(docs, tmp_path, held_out=0.3, seed=5)
+    tokenizer = decoder_tokenizer()
+    text = {s: tokenizer.decode(all_rows(tmp_path, s)[0].reshape(-1).tolist()) for s in ("train", "held_out")}
+    held = [i for i in range(38) if is_held_out(5, i, 0.3)]
+    assert 5 < len(held) < 20
+    for i in range(38):
+        assert (f"d{i} " in text["held_out"]) == (i in held)
+        assert (f"d{i} " in text["train"]) == (i not in held)
+    assert [i for i in range(38) if is_held_out(6, i, 0.3)] != held
+
+
+def test_about_the_wanted_share_is_held_out() -> None:
+    share = np.mean([is_held_out(0, i, 0.1) for i in range(20_000)])
+    assert share == pytest.approx(0.1, abs=0.01)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batches", [5, 7, 11])
+def test_packing_interrupted_anywhere_ends_with_the_same_bytes(tmp_path, monkeypatch, batches) -> None:
+    monkeypatch.setattr("jobs.ml.pieces.BATCH", 3000)
+    monkeypatch.setattr("jobs.ml.pieces.PIECE", 70)  # most documents are cut
+    docs = documents(250)
+    quickly(docs, tmp_path / "whole", held_out=0.2)
+
+    def interrupt_after(n: int):
+        calls = itertools.count(1)
+
+        def on_progress(done: int, tokens: int) -> None:
+            if next(calls) == n:
+                raise Stop
+
+        return on_progress
+
+    finished = False
+    for _ in range(200):
+        try:
+            quickly(docs, tmp_path / "broken", held_out=0.2, on_progress=interrupt_after(batches + 1))
+            finished = True
+            break
+        except Stop:
+            continue
+    assert finished
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_packing_killed_with_no_warning_ends_with_the_same_bytes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.ml.pieces.BATCH", 2000)
+    docs = documents(400)
+    quickly(docs, tmp_path / "whole", held_out=0.2)
+    broken = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_array", die_at(7, store.write_array))
+        assert signal_that_ended(lambda: quickly(docs, broken, held_out=0.2)) == signal.SIGKILL
+    state = store.read_json(broken / "state.json")
+    assert 0 < state["documents"] < 400
+    seen = []
+    quickly(docs, broken, held_out=0.2, on_progress=lambda done, tokens: seen.append(done))
+    assert seen[0] > state["documents"]  # it went on from there
+    assert {name: data for name, data in contents(broken).items() if not name.endswith(".tmp")} == contents(
+        tmp_path / "whole"
+    )
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path) -> None:
+    first = quickly(documents(100), tmp_path)
+    stamp = (tmp_path / "manifest.json").stat().st_mtime_ns
+    assert quickly(iter(()), tmp_path) == first
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_other_parameters_start_clean(tmp_path) -> None:
+    quickly(documents(100), tmp_path / "one")
+    quickly(documents(100), tmp_path / "one", context_length=8)
+    quickly(documents(100), tmp_path / "fresh", context_length=8)
+    assert contents(tmp_path / "one") == contents(tmp_path / "fresh")
+
+
+def test_a_long_document_is_tokenized_in_pieces_that_lose_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.ml.pieces.PIECE", 100)
+    text = " ".join(documents(40))
+    cut = list(pieces([text], 0, 0))
+    assert "".join(piece.text for piece in cut) == text
+    assert max(len(piece.text) for piece in cut) <= 100
+    assert all(piece.text.startswith(" ") for piece in cut[1:])  # never within a word
+    assert [piece.last for piece in cut] == [False] * (len(cut) - 1) + [True]
+    quickly([text], tmp_path)
+    whole = decoder_tokenizer()(text, add_special_tokens=False).input_ids
+    packed = all_rows(tmp_path, "train")[0][:, 1:].reshape(-1).tolist()
+    assert packed == whole[: len(packed)]
+
+
+def test_a_very_long_line_is_never_handed_over_in_one_go(tmp_path) -> None:
+    sizes = []
+
+    class Watched:
+        def __init__(self) -> None:
+            self.inner = decoder_tokenizer()
+
+        def __getattr__(self, name: str):
+            return getattr(self.inner, name)
+
+        def __len__(self) -> int:
+            return len(self.inner)
+
+        def __call__(self, texts, **options):
+            sizes.append(sum(map(len, texts)))
+            return self.inner(texts, **options)
+
+    pack(lambda start: ["x" * 2_000_000], Watched(), tmp_path, context_length=64, seed=0, held_out=0)
+    assert max(sizes) <= pieces_module.BATCH + pieces_module.PIECE
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text(st.characters(), max_size=200), min_size=1, max_size=5))
+def test_any_text_is_packed_whatever_its_characters(tmp_path_factory, texts) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    statistics = quickly([*texts, "the cat sat on the mat " * 10, "\ud800\udfff lone \x00\x07"], folder)
+    assert statistics["documents"] == len(texts) + 2
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character(tmp_path) -> None:
+    quickly(["a\ud83dz" + " cat" * 40], tmp_path)
+    assert "a\ufffdz" in decoder_tokenizer().decode(all_rows(tmp_path, "train")[0][0].tolist())
+
+
+def test_a_tokenizer_without_special_tokens_packs_bare_text(tmp_path) -> None:
+    statistics = quickly(documents(50), tmp_path, byte_tokenizer(special=()))
+    assert statistics["special_tokens"] == 0
+    assert not all_rows(tmp_path, "train")[1].any()
+
+
+def test_bos_can_be_left_out(tmp_path) -> None:
+    quickly(documents(50), tmp_path, add_bos=False)
+    assert BOS not in all_rows(tmp_path, "train")[0]
+    assert EOS in all_rows(tmp_path, "train")[0]
+
+
+def test_an_encoder_gets_its_cls_and_sep_around_every_sequence(tmp_path) -> None:
+    tokenizer = byte_tokenizer(("[CLS]", "[SEP]", "[PAD]"), cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")
+    quickly(documents(50), tmp_path, tokenizer)
+    ids, special = all_rows(tmp_path, "train")
+    assert (ids[:, 0] == 0).all()
+    assert (ids[:, -1] == 1).all()
+    assert special[:, [0, -1]].all()
+
+
+def test_unknown_words_of_an_encoder_are_content() -> None:
+    tokenizer = byte_tokenizer(("[CLS]", "[SEP]", "[UNK]"), cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]")
+    assert framing(tokenizer).special == {0, 1}
+
+
+def test_the_one_special_token_of_gpt2_is_special_though_it_is_its_unknown_token_as_well() -> None:
+    end = "<|endoftext|>"
+    frame = framing(byte_tokenizer((end,), bos_token=end, eos_token=end, unk_token=end))
+    assert (frame.before, frame.between, frame.special) == ((0,), (0,), {0})
+
+
+def test_large_vocabularies_take_four_bytes_a_token(tmp_path) -> None:
+    tokenizer = decoder_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(66_000)])
+    quickly(["word65990 " * 40], tmp_path, tokenizer)
+    assert np.load(tmp_path / "train-00000.ids.npy").dtype == np.uint32
+    assert 300 + 65_990 in all_rows(tmp_path, "train")[0]
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(tmp_path) -> None:
+    quickly(documents(200), tmp_path)
+    shards = TokenShards(tmp_path)
+    assert shards.n_sequences > 2 * shards.shard_rows
+    every, special = all_rows(tmp_path, "train")
+    wanted = np.random.default_rng(0).permutation(shards.n_sequences)
+    ids, bits = shards.rows(wanted)
+    assert np.array_equal(ids, every[wanted])
+    assert np.array_equal(bits, special[wanted])
+
+
+def test_a_context_beyond_the_models_is_refused(tmp_path) -> None:
+    with pytest.raises(ContextTooLong, match="2048 tokens is more than the model's 1024"):
+        quickly([], tmp_path, context_length=2048, model_context=1024)
+
+
+def test_too_little_text_is_refused_with_what_there_was(tmp_path) -> None:
+    with pytest.raises(NoTokens, match=r"2 documents with \d+ tokens fill no sequence of 16"):
+        quickly(["a", "b"], tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"held_out": 1.0}, {"held_out": -0.1}, {"context_length": 1}])
+def test_impossible_parameters_are_refused(tmp_path, options) -> None:
+    with pytest.raises(ValueError, match="held_out|context"):
+        quickly(documents(10), tmp_path, **options)
+
+
+def test_reading_an_unfinished_folder_is_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="not finished"):
+        TokenShards(tmp_path)

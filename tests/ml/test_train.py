@@ -1,0 +1,243 @@
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.ml import checkpoint
+from jobs.ml.activations import ActivationStream
+from jobs.ml.config import BadConfig, TrainConfig
+from jobs.ml.tokens import TokenShards
+from jobs.ml.train import Diverged, Trainer
+from tests.ml.tiny import die_at, signal_that_ended, tiny_model, tiny_tokens
+
+CONFIG = TrainConfig(width=64, tokens=6000, k=4, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3)
+L1 = dataclasses.replace(CONFIG, architecture="standard", k=None, l1_coefficient=2.0)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Trainer:
+    stream = ActivationStream(
+        tiny_model("llama"), "blocks.1.hook_resid_post", TokenShards(tokens), batch_tokens=config.batch_tokens,
+        buffer_tokens=1500, seed=config.seed, **options,
+    )  # fmt: skip
+    return Trainer(config, stream)
+
+
+def run(one: Trainer, until: int | None = None) -> list[dict[str, float]]:
+    metrics = []
+    for tick in one.run():
+        if tick.metrics:
+            metrics.append({"step": tick.step, **tick.metrics})
+        if until is not None and tick.step >= until:
+            break
+    return metrics
+
+
+def weights(one: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in checkpoint.state_tensors(one).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
+def test_training_explains_more_and_more_of_the_activations(tokens, config) -> None:
+    metrics = run(trainer(tokens, config))
+    assert metrics[-1]["step"] == config.steps == 60
+    assert metrics[-1]["fvu"] < 0.7 * metrics[0]["fvu"]
+    assert {"loss", "mse", "fvu", "l0", "dead", "lr", "grad_norm"} <= metrics[-1].keys()
+    assert ("l1" in metrics[-1]) == (config is L1)
+    if config is CONFIG:
+        assert 1 <= metrics[-1]["l0"] <= 4
+
+
+def test_the_first_steps_are_reported_against_the_variance_of_their_batch(tokens) -> None:
+    one = trainer(tokens, dataclasses.replace(CONFIG, log_every=1))
+    metrics = run(one, until=1)[0]
+    x = one.stream.batch(0) * one.scale
+    fresh = trainer(tokens)
+    fresh.stream.batch(0)
+    fresh.begin(one.stream.batch(0))
+    error = (x - fresh.sae(x)).square().sum()
+    assert metrics["fvu"] == pytest.approx((error / (x - x.mean(0)).square().sum()).item(), rel=1e-4)
+    assert metrics["mse"] == pytest.approx(error.item() / 100, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
+@pytest.mark.parametrize("steps", [0, 1, 17, 48])
+def test_a_run_resumed_from_a_checkpoint_is_bit_for_bit_the_run_that_went_through(
+    tokens, tmp_path, config, steps
+) -> None:
+    through = trainer(tokens, config)
+    told = run(through)
+    before = trainer(tokens, config)
+    if steps:
+        run(before, until=steps)
+    checkpoint.save(before, tmp_path)
+    after = trainer(tokens, config)
+    assert checkpoint.resume(after, tmp_path)
+    assert after.step == steps
+    retold = run(after)
+    assert same(weights(after), weights(through))
+    assert retold == [metrics for metrics in told if metrics["step"] > steps]
+
+
+def test_some_latents_were_dead_on_the_way_so_that_their_state_was_part_of_the_proof(tokens) -> None:
+    metrics = run(trainer(tokens))
+    assert any(m["dead"] > 0 for m in metrics)
+    assert any("aux" in m for m in metrics)
+
+
+def test_only_the_newest_two_checkpoints_stay(tokens, tmp_path) -> None:
+    one = trainer(tokens)
+    for tick in one.run():
+        if tick.step and tick.step % 10 == 0 and tick.metrics:
+            checkpoint.save(one, tmp_path)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-000000050", "step-000000060"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no state", "half json"])
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tokens, tmp_path, damage) -> None:
+    one = trainer(tokens)
+    run(one, until=10)
+    checkpoint.save(one, tmp_path)
+    run(one, until=20)
+    newest = checkpoint.save(one, tmp_path)
+    tensors, state = newest / "state.safetensors", newest / "state.json"
+    data = bytearray(tensors.read_bytes())
+    if damage == "truncate":
+        tensors.write_bytes(data[:-100])
+    elif damage == "flip":
+        data[-50] ^= 1
+        tensors.write_bytes(data)
+    elif damage == "no state":
+        state.unlink()
+    else:
+        state.write_text(state.read_text()[:40])
+    after = trainer(tokens)
+    assert checkpoint.resume(after, tmp_path)
+    assert after.step == 10
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_weights(tokens, tmp_path, monkeypatch) -> None:
+    def train_and_save() -> None:
+        one = trainer(tokens)
+        for tick in one.run():
+            if tick.metrics:
+                checkpoint.save(one, tmp_path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.store, "write_json", die_at(2, checkpoint.store.write_json))
+        assert signal_that_ended(train_and_save) == signal.SIGKILL
+    after = trainer(tokens)
+    assert checkpoint.resume(after, tmp_path)
+    assert after.step == 20
+    run(after)
+    through = trainer(tokens)
+    run(through)
+    assert same(weights(after), weights(through))
+
+
+def test_a_checkpoint_of_another_config_is_not_taken_up(tokens, tmp_path) -> None:
+    one = trainer(tokens)
+    run(one, until=10)
+    checkpoint.save(one, tmp_path)
+    assert not checkpoint.resume(trainer(tokens, dataclasses.replace(CONFIG, lr=1e-3)), tmp_path)
+    assert checkpoint.resume(trainer(tokens, dataclasses.replace(CONFIG, micro_batch_tokens=10)), tmp_path)
+
+
+def test_a_run_that_was_ended_early_stays_ended_after_a_resume(tokens, tmp_path) -> None:
+    one = trainer(tokens)
+    run(one, until=10)
+    one.stopped = True
+    checkpoint.save(one, tmp_path)
+    after = trainer(tokens)
+    checkpoint.resume(after, tmp_path)
+    assert after.finished
+    assert list(after.run()) == []
+
+
+@pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
+def test_micro_batches_change_the_memory_and_not_the_gradients(tokens, config) -> None:
+    config = dataclasses.replace(config, aux_coefficient=0.0)
+    whole, parts = (trainer(tokens, dataclasses.replace(config, micro_batch_tokens=n)) for n in (None, 30))
+    for one in (whole, parts):
+        run(one, until=5)
+    for a, b in zip(whole.sae.parameters(), parts.sae.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert torch.equal(whole.silent, parts.silent)
+
+
+def test_the_export_reads_unscaled_activations_and_computes_what_training_did(tokens) -> None:
+    one = trainer(tokens)
+    run(one)
+    x = one.stream.batch(2)
+    exported = one.export()
+    assert torch.allclose(exported(x), one.sae(x * one.scale) / one.scale, atol=1e-4)
+    assert torch.allclose(exported.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
+
+
+def test_a_learning_rate_beyond_reason_is_told_with_the_step_and_leaves_no_checkpoint(tokens, tmp_path) -> None:
+    one = trainer(tokens, dataclasses.replace(CONFIG, lr=1e30, lr_warmup_steps=0))
+    with pytest.raises(Diverged, match=r"finite number at step [1-9] of 60: the learning rate 1e\+30 is too high"):
+        run(one)
+    with pytest.raises(Diverged):
+        checkpoint.save(one, tmp_path)
+    assert not checkpoint.checkpoints(tmp_path)
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(tokens) -> None:
+    first, second, other = trainer(tokens), trainer(tokens), trainer(tokens, dataclasses.replace(CONFIG, seed=4))
+    for one in (first, second, other):
+        run(one, until=8)
+    assert same(weights(first), weights(second))
+    assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
+
+
+def test_ticks_come_while_activations_are_gathered_so_that_a_wish_is_heard(tokens) -> None:
+    ticks = list(trainer(tokens, model_batch=4).run())
+    assert sum(1 for tick in ticks if tick.step == 0) > 10
+    assert [tick.step for tick in ticks] == sorted(tick.step for tick in ticks)
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    config = TrainConfig(width=2**14, tokens=1000 * 10, batch_tokens=10, lr_warmup_steps=99)
+    rates = [config.lr_at(step) for step in range(1000)]
+    assert config.peak_lr == pytest.approx(2e-4)
+    assert rates[0] == pytest.approx(2e-6)
+    assert rates[99] == rates[800] == pytest.approx(2e-4)
+    assert rates[900] == pytest.approx(1e-4)
+    assert 0 < rates[-1] <= 1.001e-6
+    assert TrainConfig(width=2**12, tokens=1).peak_lr == pytest.approx(4e-4)
+
+
+def test_the_penalty_rises_over_the_first_twentieth() -> None:
+    config = TrainConfig(width=8, tokens=1000, batch_tokens=10, architecture="standard", l1_coefficient=4.0)
+    assert [config.sparsity_at(step) for step in (0, 4, 99)] == pytest.approx([0.8, 4.0, 4.0])
+    assert TrainConfig(width=64, tokens=1000).sparsity_at(50) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 0), ("k", 0), ("k", 65), ("k", None), ("lr", 0.0), ("lr", float("inf")), ("lr", -1e-3), ("tokens", 0),
+        ("batch_tokens", 0), ("micro_batch_tokens", 0), ("architecture", "gated"), ("beta2", 1.0), ("seed", -1),
+        ("grad_clip", 0.0), ("lr_decay_share", 1.5), ("log_every", 0), ("aux_coefficient", -1.0),
+    ],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_refused_by_its_name(field, value) -> None:
+    with pytest.raises(BadConfig, match=f"^{field} must be .* not ") as refused:
+        dataclasses.replace(CONFIG, **{field: value})
+    assert refused.value.field == field
+
+
+def test_relu_with_l1_needs_a_coefficient() -> None:
+    with pytest.raises(BadConfig, match="l1_coefficient must be a number from 0, not None"):
+        dataclasses.replace(L1, l1_coefficient=None)

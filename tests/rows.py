@@ -1,0 +1,113 @@
+"""Rows as finished jobs leave them, for tests that are about pages and forms and not about the jobs."""
+
+from typing import Any
+
+from django.utils import timezone
+
+from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
+
+SITES = [
+    {"name": f"blocks.{n}.{hook}", "width": 16} for n in range(2) for hook in ("hook_resid_pre", "hook_resid_post")
+]
+
+
+def language_model(team: Team, name: str = "tiny", **fields: Any) -> LanguageModel:
+    known = {
+        "source": "/models/tiny",
+        "model_type": "llama",
+        "causal": True,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 2,
+        "vocab_size": 64,
+        "context_length": 128,
+        "n_parameters": 10_000,
+        "sites": SITES,
+        "ready_at": timezone.now(),
+    }
+    return LanguageModel.objects.create(team=team, name=name, **{**known, **fields})
+
+
+def dataset(team: Team, name: str = "texts", **fields: Any) -> Dataset:
+    known = {
+        "source": "/data/texts.jsonl",
+        "n_documents": 100,
+        "n_characters": 5000,
+        "ready_at": timezone.now(),
+    }
+    return Dataset.objects.create(team=team, name=name, **{**known, **fields})
+
+
+def tokenization(team: Team, name: str = "tokens", **fields: Any) -> Tokenization:
+    known: dict[str, Any] = {
+        "context_length": 32,
+        "n_tokens": 10_000,
+        "n_held_out_tokens": 1000,
+        "n_sequences": 313,
+        "ready_at": timezone.now(),
+    }
+    parts = {
+        "dataset": fields.pop("dataset", None) or dataset(team, f"{name}-texts"),
+        "language_model": fields.pop("language_model", None) or language_model(team, f"{name}-model"),
+    }
+    return Tokenization.objects.create(team=team, name=name, **parts, **{**known, **fields})
+
+
+def training(team: Team, name: str = "run", **fields: Any) -> Training:
+    tokens = fields.pop("tokenization", None) or tokenization(team, f"{name}-tokens")
+    known = {"site": "blocks.1.hook_resid_pre", "width": 32, "k": 4, "n_tokens": 8192, "batch_tokens": 256}
+    return Training.objects.create(
+        team=team, name=name, tokenization=tokens, language_model=tokens.language_model, **{**known, **fields}
+    )
+
+
+def sae(team: Team, name: str = "sae", features: int = 0, **fields: Any) -> Sae:
+    run = fields.pop("training", None) or training(team, f"{name}-run", ready_at=timezone.now())
+    known = {
+        "site": run.site,
+        "architecture": "topk",
+        "d_in": 16,
+        "width": 32,
+        "k": 4,
+        "fvu": 0.25,
+        "l0": 4.0,
+    }
+    row = Sae.objects.create(
+        team=team,
+        name=name,
+        training=run,
+        language_model=run.language_model,
+        ready_at=timezone.now(),
+        **{**known, **fields},
+    )
+    Feature.objects.bulk_create(feature(row, index) for index in range(features))
+    return row
+
+
+def feature(row: Sae, index: int) -> Feature:
+    """Every tenth is dead, every seventh dense; the larger its number, the stronger."""
+    fired = 0 if index % 10 == 0 else 300 if index % 7 == 0 else index
+    return Feature(
+        sae=row,
+        index=index,
+        n_fired=fired,
+        density=fired / 1000,
+        max_activation=index / 2,
+        mean_activation=index / 4,
+        top_tokens=f"token{index} the",
+    )
+
+
+def scan(team: Team, name: str = "scan", **fields: Any) -> Scan:
+    row = fields.pop("sae", None) or sae(team, f"{name}-sae")
+    known = {
+        "n_tokens": 1000,
+        "scanned_tokens": 1000,
+        "n_alive": 9,
+        "n_dead": 1,
+        "n_dense": 1,
+        "ready_at": timezone.now(),
+    }
+    return Scan.objects.create(
+        team=team, name=name, sae=row, tokenization=row.training.tokenization, **{**known, **fields}
+    )
