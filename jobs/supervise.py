@@ -27,6 +27,8 @@ from jobs.outcome import outcome_path, read_outcome
 if TYPE_CHECKING:
     import subprocess
 
+    from django.db.models import QuerySet
+
 TICK, LOOK, HEARTBEAT = 0.1, 0.5, 5.0  # seconds
 STALE = 120.0  # without a heartbeat for so long, a job has lost its worker
 SIGNALS = {
@@ -179,11 +181,10 @@ class Supervision:
                 self.tell(pid, "stop")
 
     def look_at_row(self, pid: int) -> None:
-        mine = Job.objects.filter(pk=self.job.pk, state=State.RUNNING, attempt=self.job.attempt)
         if self.looked - self.heartbeat >= HEARTBEAT:
-            mine.update(heartbeat_at=timezone.now())
+            self.mine().update(heartbeat_at=timezone.now())
             self.heartbeat = self.looked
-        fresh = mine.first()
+        fresh = self.mine().first()
         if fresh is None:
             self.lost, self.kill_at = True, 0
             return
@@ -192,6 +193,10 @@ class Supervision:
             self.tell(pid, fresh.wish)
         if self.on_look:
             self.on_look(fresh)
+
+    def mine(self) -> "QuerySet[Job]":
+        """The row, while it is this attempt's: none once others have taken the job."""
+        return Job.objects.filter(pk=self.job.pk, state=State.RUNNING, attempt=self.job.attempt)
 
     def tell(self, pid: int, word: str) -> None:
         """Say it once. Every word but "finish" must be obeyed within the grace."""
@@ -212,9 +217,9 @@ class Supervision:
         deadline = time.monotonic() + 600
         while True:
             try:
-                self.job.refresh_from_db()
-                ending = judge(self.job, read_outcome(self.job), told=self.told, exit_code=exit_code, oom=oom)
-                settle(self.job, ending)
+                if fresh := self.mine().first():
+                    ending = judge(fresh, read_outcome(fresh), told=self.told, exit_code=exit_code, oom=oom)
+                    settle(fresh, ending)
                 return
             except DatabaseError as error:
                 if time.monotonic() > deadline:

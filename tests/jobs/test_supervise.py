@@ -197,6 +197,15 @@ def test_a_job_that_was_given_to_others_is_killed_here_and_left_to_them(sleepy):
     assert members(job.pid) == []
 
 
+def test_the_end_of_an_attempt_says_nothing_about_the_next_one(row):
+    job = row("running")
+    supervision = Supervision(job, lambda: "")
+    Job.objects.filter(pk=job.pk).update(attempt=9)
+    supervision.finish(exit_code=1, oom_killed=False)
+    job.refresh_from_db()
+    assert (job.state, job.attempt) == ("running", 9)
+
+
 def test_a_job_that_cannot_even_start_says_why(sleepy):
     job = sleepy()
     job.folder.parent.mkdir(parents=True)

@@ -1,7 +1,6 @@
 """The kinds over the engine, from files to files, with the real context and no database."""
 
 import dataclasses
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from jobs.ml.evidence import Evidence
 from jobs.ml.saelens import load_sae
 from jobs.ml.tokens import TokenShards
 from tests.ml.test_packing import contents
-from tests.ml.tiny import die_at, documents, save_model, signal_that_ended, tiny_model
+from tests.ml.tiny import documents, killed_at, save_model, tiny_model
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -169,12 +168,14 @@ def test_an_interrupted_pass_ends_with_the_same_bytes(home, tmp_path, monkeypatc
     assert contents(tmp_path / "mine") == contents(home / name)
 
 
-def test_training_killed_with_no_warning_ends_with_the_same_weights(home, tmp_path, monkeypatch) -> None:
+def train_once(params: train_sae.Params) -> None:
+    train_sae.run(params, Context())
+
+
+def test_training_killed_with_no_warning_ends_with_the_same_weights(home, tmp_path) -> None:
     folders = {"folder": str(tmp_path), "sae_folder": str(tmp_path / "sae")}
     mine = params(train_sae, home, "training", **folders, checkpoint_seconds=0.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_json", die_at(20, store.write_json))
-        assert signal_that_ended(lambda: train_sae.run(mine, Context())) == signal.SIGKILL
+    assert killed_at(20, "write_json", train_once, mine)
     assert len(checkpoint.checkpoints(tmp_path / "checkpoints")) == 2
     train_sae.run(mine, Context(1, 2, train_sae.STAGES))
     weights = "sae_weights.safetensors"

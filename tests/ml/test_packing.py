@@ -1,5 +1,4 @@
 import itertools
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from jobs.ml.framing import framing
 from jobs.ml.packing import ContextTooLong, NoTokens, is_held_out, pack
 from jobs.ml.pieces import pieces
 from jobs.ml.tokens import TokenShards
-from tests.ml.tiny import byte_tokenizer, decoder_tokenizer, die_at, documents, signal_that_ended
+from tests.ml.tiny import byte_tokenizer, decoder_tokenizer, documents, killed_at
 
 BOS, EOS = 0, 1
 
@@ -116,18 +115,21 @@ def test_packing_interrupted_anywhere_ends_with_the_same_bytes(tmp_path, monkeyp
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_packing_killed_with_no_warning_ends_with_the_same_bytes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("jobs.ml.pieces.BATCH", 2000)
+def in_small_batches(docs: list[str], folder: Path, **options) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.ml.pieces.BATCH", 2000)
+        quickly(docs, folder, held_out=0.2, **options)
+
+
+def test_packing_killed_with_no_warning_ends_with_the_same_bytes(tmp_path) -> None:
     docs = documents(400)
-    quickly(docs, tmp_path / "whole", held_out=0.2)
+    in_small_batches(docs, tmp_path / "whole")
     broken = tmp_path / "broken"
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_array", die_at(7, store.write_array))
-        assert signal_that_ended(lambda: quickly(docs, broken, held_out=0.2)) == signal.SIGKILL
+    assert killed_at(7, "write_array", in_small_batches, docs, broken)
     state = store.read_json(broken / "state.json")
     assert 0 < state["documents"] < 400
     seen = []
-    quickly(docs, broken, held_out=0.2, on_progress=lambda done, tokens: seen.append(done))
+    in_small_batches(docs, broken, on_progress=lambda done, tokens: seen.append(done))
     assert seen[0] > state["documents"]  # it went on from there
     assert {name: data for name, data in contents(broken).items() if not name.endswith(".tmp")} == contents(
         tmp_path / "whole"

@@ -1,4 +1,3 @@
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.ml import feature_statistics
 from jobs.ml import scan as scan_module
-from jobs.ml import store
 from jobs.ml.directions import final_norm, logits
 from jobs.ml.evidence import Evidence
 from jobs.ml.sae import Sae, build
@@ -17,7 +16,7 @@ from jobs.ml.sites import capture, resolve
 from jobs.ml.tokens import TokenShards
 from tests.ml.test_evaluate import SITE, D, M, everything, random_sae
 from tests.ml.test_packing import contents
-from tests.ml.tiny import DECODERS, die_at, signal_that_ended, tiny_model, tiny_tokens
+from tests.ml.tiny import DECODERS, killed_at, tiny_model, tiny_tokens
 
 T = 16
 
@@ -178,16 +177,19 @@ def test_a_scan_interrupted_anywhere_ends_with_the_same_bytes(shards, tmp_path) 
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def in_small_chunks(tokens: Path, folder: Path) -> None:
+    scan_module.CHUNK_TOKENS, feature_statistics.BLOCK = 500, 700
+    quickly(TokenShards(tokens, "held_out"), folder)
+
+
 @pytest.mark.parametrize(
     ("name", "left"), [("write_tensors", 2), ("write_array", 3)], ids=["in the pass", "in the merge"]
 )
-def test_a_scan_killed_with_no_warning_ends_with_the_same_bytes(shards, tmp_path, monkeypatch, name, left) -> None:
+def test_a_scan_killed_with_no_warning_ends_with_the_same_bytes(tokens, shards, tmp_path, name, left) -> None:
     whole_calls, calls = [], []
     quickly(shards, tmp_path / "whole", on_progress=lambda done, total: whole_calls.append(done))
     broken = tmp_path / "broken"
-    with monkeypatch.context() as patch:
-        patch.setattr(store, name, die_at(left, getattr(store, name)))
-        assert signal_that_ended(lambda: quickly(shards, broken)) == signal.SIGKILL
+    assert killed_at(left, name, in_small_chunks, tokens, broken)
     kept = list((broken / "chunks").glob("chunk-*.safetensors"))
     assert len(kept) >= 2
     quickly(shards, broken, on_progress=lambda done, total: calls.append(done))

@@ -1,5 +1,4 @@
 import dataclasses
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from jobs.ml.activations import ActivationStream
 from jobs.ml.config import BadConfig, TrainConfig
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Diverged, Trainer
-from tests.ml.tiny import die_at, signal_that_ended, tiny_model, tiny_tokens
+from tests.ml.tiny import killed_at, tiny_model, tiny_tokens
 
 CONFIG = TrainConfig(width=64, tokens=6000, k=4, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3)
 L1 = dataclasses.replace(CONFIG, architecture="standard", k=None, l1_coefficient=2.0)
@@ -126,16 +125,15 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tokens, tmp_path, d
     assert after.step == 10
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_weights(tokens, tmp_path, monkeypatch) -> None:
-    def train_and_save() -> None:
-        one = trainer(tokens)
-        for tick in one.run():
-            if tick.metrics:
-                checkpoint.save(one, tmp_path)
+def train_and_save(tokens: Path, folder: Path) -> None:
+    one = trainer(tokens)
+    for tick in one.run():
+        if tick.metrics:
+            checkpoint.save(one, folder)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.store, "write_json", die_at(2, checkpoint.store.write_json))
-        assert signal_that_ended(train_and_save) == signal.SIGKILL
+
+def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_weights(tokens, tmp_path) -> None:
+    assert killed_at(2, "write_json", train_and_save, tokens, tmp_path)
     after = trainer(tokens)
     assert checkpoint.resume(after, tmp_path)
     assert after.step == 20

@@ -1,6 +1,7 @@
 """Small models, tokenizers and tokenizations, made where they are needed."""
 
 import itertools
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from jobs.ml import store
 from jobs.ml.packing import pack
 from jobs.ml.tokens import TokenShards
 
@@ -94,20 +96,20 @@ def tiny_shards(folder: Path, split: str = "train", **options: int) -> TokenShar
     return TokenShards(tiny_tokens(folder, **options), split)
 
 
-def signal_that_ended(work: Callable[[], object]) -> int:
-    """Run in a forked process: the number of the signal that ended it, 0 if none did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WTERMSIG(os.waitpid(child, 0)[1])
+def killed_at(count: int, name: str, work: Callable[..., object], *arguments: object) -> bool:
+    """Whether `work(*arguments)`, in a process of its own, was killed at its call number `count` of `store.<name>`."""
+    processes = multiprocessing.get_context("forkserver")  # a fork of this one would lack the threads of its libraries
+    processes.set_forkserver_preload([__name__])
+    process = processes.Process(target=_die_at, args=(count, name, work, *arguments))
+    process.start()
+    process.join(120)
+    process.kill()
+    return process.exitcode == -signal.SIGKILL
 
 
-def die_at(count: int, function: Callable[..., object]) -> Callable[..., object]:
-    """The function, but its call number `count` leaves a torn file under a temporary name and kills the process."""
-    calls = itertools.count()
+def _die_at(count: int, name: str, work: Callable[..., object], *arguments: object) -> None:
+    """The fatal call leaves a torn file under a temporary name."""
+    function, calls = getattr(store, name), itertools.count()
 
     def dying(path: Path, *arguments: object) -> object:
         if next(calls) == count:
@@ -115,7 +117,8 @@ def die_at(count: int, function: Callable[..., object]) -> Callable[..., object]
             os.kill(os.getpid(), signal.SIGKILL)
         return function(path, *arguments)
 
-    return dying
+    setattr(store, name, dying)
+    work(*arguments)
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> Path:
