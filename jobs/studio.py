@@ -149,8 +149,7 @@ class Studio:
         server = Server(
             application=get_default_application(),
             endpoints=[f"fd:fileno={listener.fileno()}"],
-            websocket_max_message_size=4096,  # pages have nothing to say
-            websocket_max_frame_size=4096,
+            websocket_max_frame_size=4096,  # pages have nothing to say; the limit of messages would bind ours, too
             server_name="miStudio",
         )
         task.LoopingCall(self.tend).start(TEND)

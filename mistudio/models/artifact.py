@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import uuid
 from pathlib import Path
@@ -74,9 +75,20 @@ class Artifact(Owned):
         """The parameters of the job that makes this."""
         raise NotImplementedError
 
-    def command(self) -> str:
-        """The command that reproduces this."""
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        """What the command of this kind is given to make the same: words, and options without those left open."""
         raise NotImplementedError
+
+    def command(self) -> str:
+        """The command that reproduces this, quoted for a shell."""
+        words, options = self.arguments()
+        said = [
+            word
+            for name, value in {"name": self.name, **options}.items()
+            if value not in (None, "")
+            for word in (f"--{name}", str(value))
+        ]
+        return shlex.join(["mistudio", self.KIND, *words, *said])
 
     @classmethod
     def of_reference(cls, team: Any, reference: str) -> Self:

@@ -35,13 +35,11 @@ class Dataset(Artifact):
             "folder": str(self.folder),
         }
 
-    def command(self) -> str:
-        options = {
-            "--config": self.config,
-            "--split": self.split if self.split != "train" else "",
-            "--revision": self.revision,
-            "--text-column": self.text_column,
-            "--max-documents": self.max_documents,
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        return [self.source], {
+            "config": self.config,
+            "split": self.split if self.split != "train" else "",
+            "revision": self.revision,
+            "text-column": self.text_column,
+            "max-documents": self.max_documents,
         }
-        said = "".join(f" {option} {str(value)!r}" for option, value in options.items() if value)
-        return f"mistudio add_dataset {self.source!r} --name {self.name!r}{said}"

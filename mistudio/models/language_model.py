@@ -36,6 +36,5 @@ class LanguageModel(Artifact):
     def params(self) -> dict[str, Any]:
         return {"source": self.source, "revision": self.revision, "folder": str(self.folder)}
 
-    def command(self) -> str:
-        revision = f" --revision {self.revision}" if self.revision else ""
-        return f"mistudio add_model {self.source!r} --name {self.name!r}{revision}"
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        return [self.source], {"revision": self.revision}

@@ -31,5 +31,5 @@ class Scan(Artifact):
             "tokens": self.n_tokens,
         }
 
-    def command(self) -> str:
-        return f"mistudio scan_features {self.sae.name!r} --name {self.name!r} --tokens {self.n_tokens}"
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        return [self.sae.name], {"tokens": self.n_tokens}

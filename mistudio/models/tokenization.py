@@ -32,8 +32,6 @@ class Tokenization(Artifact):
             "seed": self.seed,
         }
 
-    def command(self) -> str:
-        return (
-            f"mistudio tokenize {self.dataset.name!r} {self.language_model.name!r} --name {self.name!r} "
-            f"--context-length {self.context_length} --held-out {self.held_out:g} --seed {self.seed}"
-        )
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        words = [self.dataset.name, self.language_model.name]
+        return words, {"context-length": self.context_length, "held-out": self.held_out, "seed": self.seed}

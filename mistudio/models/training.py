@@ -53,14 +53,18 @@ class Training(Artifact):
             "dataset_name": self.tokenization.dataset.source,
         }
 
-    def command(self) -> str:
-        options = {"--k": self.k, "--l1-coefficient": self.l1_coefficient, "--lr": self.lr}
-        said = "".join(f" {option} {value:g}" for option, value in options.items() if value is not None)
-        return (
-            f"mistudio train_sae {self.tokenization.name!r} --name {self.name!r} --site {self.site} "
-            f"--architecture {self.architecture} --width {self.width}{said} --tokens {self.n_tokens} "
-            f"--batch-tokens {self.batch_tokens} --seed {self.seed}"
-        )
+    def arguments(self) -> tuple[list[str], dict[str, Any]]:
+        return [self.tokenization.name], {
+            "site": self.site,
+            "architecture": self.architecture,
+            "width": self.width,
+            "k": self.k,
+            "l1-coefficient": self.l1_coefficient,
+            "lr": self.lr,
+            "tokens": self.n_tokens,
+            "batch-tokens": self.batch_tokens,
+            "seed": self.seed,
+        }
 
     def users(self) -> list[str]:
         sae = getattr(self, "sae", None)

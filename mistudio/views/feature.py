@@ -69,6 +69,7 @@ def page(
     context: dict[str, Any] = {
         "sae": sae,
         "scan": scan,
+        "command": scan.command,
         "object": row,
         "evidence": FeatureEvidence(scan, row, whole="whole" in request.GET),
         "form": form or LabelForm(instance=row),

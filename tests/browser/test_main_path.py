@@ -8,7 +8,6 @@ from playwright.sync_api import expect
 
 from tests.ml.tiny import save_model, tiny_model
 
-pytestmark = [pytest.mark.slow]
 READY = 90_000  # ms: a job may take so long on two busy cores
 
 
@@ -57,6 +56,7 @@ def test_the_main_path_can_be_walked_by_clicking(page, sources):
     page.get_by_label("Width").fill("64")
     page.get_by_label("k", exact=True).fill("4")
     page.get_by_label("Tokens to train on").fill("20000")
+    page.locator("summary", has_text="Expert").click()
     page.get_by_label("Batch").fill("512")
     page.get_by_label("Name").fill("clicked")
     page.get_by_role("button", name="Start training").click()
@@ -73,7 +73,7 @@ def test_the_main_path_can_be_walked_by_clicking(page, sources):
     page.get_by_role("link", name=re.compile("features", re.I)).first.click()
     page.locator("table a[href*='/features/']").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Feature")
-    page.get_by_label("Label").fill("<i>animals</i> that jump")
+    page.get_by_role("textbox", name="Label").fill("<i>animals</i> that jump")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("main")).to_contain_text("<i>animals</i> that jump")
     assert page.wrong == []

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 
@@ -103,6 +104,26 @@ def test_doing_a_finished_job_again_changes_nothing(tmp_path, texts, alice):
     run.refresh_from_db()
     work(run)
     assert before and {path: path.read_bytes() for path in sae.folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.django_db
+def test_the_command_that_a_page_shows_makes_the_same(tmp_path, alice):
+    from django.core.management import call_command
+
+    texts = write_texts(tmp_path / "it's $HOME; `x`.jsonl", documents(240))
+    sae, scan = walk(alice, model_folder("llama", tmp_path), texts, lr=0.00123456789, seed=0)
+    run = sae.training
+    tokens = run.tokenization
+    for row in (tokens.language_model, tokens.dataset, tokens, run, scan):
+        command = shlex.split(row.command())
+        type(row).objects.filter(pk=row.pk).update(name="before")  # so its name is free
+        call_command(*command[1:], "--no-wait", "--user", alice.username)
+        made = type(row).objects.get(name=row.name)
+        type(row).objects.filter(pk=made.pk).update(name="after")
+        type(row).objects.filter(pk=row.pk).update(name=row.name)
+        assert command[0] == "mistudio" and made.pk != row.pk
+        mine, again = ({k: v for k, v in r.params().items() if not k.endswith("folder")} for r in (row, made))
+        assert mine == again
 
 
 @pytest.mark.slow
