@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs.queue import resume
 from mistudio.demo.corpus import write_corpus
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.dataset import DatasetForm
@@ -47,7 +48,9 @@ class Demo:
             row = form.launch()
             if row is None:
                 raise ValueError(f"The demo's {model.NOUN} is refused: {form.errors.as_text()}")
-        elif not row.ready and row.state in ("failed", "cancelled", "not started"):
+        elif row.state == "paused":
+            resume(row.job)
+        elif row.state in ("failed", "cancelled", "not started"):
             row.start()
         if not row.ready:
             self.finish(row)

@@ -102,8 +102,8 @@ class Artifact(Owned):
             raise
 
     def start(self) -> Job:
-        """Hand the work to a worker. The row's `job` follows by the subject (see `follow_job`)."""
-        return submit(
+        """Hand the work to a worker. The stored `job` follows by the subject (see `follow_job`)."""
+        self.job = submit(
             self.KIND,
             self.params(),
             team=self.team,
@@ -111,6 +111,7 @@ class Artifact(Owned):
             subject=self.subject,
             title=self.name,
         )
+        return self.job
 
     def mark_ready(self, **fields: Any) -> None:
         for name, value in fields.items():
