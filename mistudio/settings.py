@@ -198,6 +198,7 @@ LIVE_TOPICS = {
     "operations": "jobs.views.operations_topic",
     "trainings": "mistudio.views.training.topic",
     "home": "mistudio.views.home.topic",
+    "shell": "mistudio.views.shell.topic",
 }
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": (

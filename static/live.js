@@ -24,6 +24,7 @@
   function busy(old) {                      // never take away what is being typed or selected right now
     const field = document.activeElement, selected = document.getSelection();
     return (old.contains(field) && field.matches("input, textarea, select"))
+      || (old.id === "main" && $("details.confirm[open]", old))   // its row may have moved
       || (selected && !selected.isCollapsed && old.contains(selected.anchorNode));
   }
 
@@ -38,8 +39,8 @@
     pairs("[data-tick]").forEach(([was, now]) => { if (was.textContent !== now.textContent) now.classList.add("changed"); });
     const scrolled = pairs(".log, .table-wrap").map(([was, now]) => [now, was.scrollTop + was.clientHeight > was.scrollHeight - 8, was.scrollTop, was.scrollLeft]);
     const focused = all(FOCUSABLE, old).indexOf(document.activeElement);
-    const badge = (part) => part.querySelector(".badge")?.className;
-    if (badge(old) !== badge(fresh) && fresh.id !== "main" && $("[data-follow]")) refresh();
+    const state = (part) => part.id === "work" ? part.textContent : $(".badge", part)?.className;
+    if (state(old) !== state(fresh) && fresh.id !== "main" && $("[data-follow]")) refresh();
     old.replaceWith(fresh);
     window.htmx?.process(fresh);
     scrolled.forEach(([box, atEnd, top, left]) => { box.scrollTop = atEnd ? box.scrollHeight : top; box.scrollLeft = left; });
@@ -52,7 +53,7 @@
     [...holder.content.children].forEach(place);
   }
 
-  async function refresh() {                // a job changed its state, so the rest of the page is old, too
+  async function refresh() {                // a job changed its state: what the page says elsewhere may be old
     const reply = await fetch(location.href, { cache: "no-store" }).catch(() => null);
     if (!reply?.ok || reply.redirected) return;
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");

@@ -1,10 +1,13 @@
 from typing import Any
 
+from django.db.models import Count
 from django.http import HttpRequest, HttpResponseRedirect
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
+from jobs.live import Topic
 from jobs.models import Job, State
 from jobs.queue import worker_alive
 from mistudio.models import Dataset, LanguageModel, Sae, Team, Tokenization, Training
@@ -20,15 +23,17 @@ def shell(request: HttpRequest) -> dict[str, Any]:
     administration = request.resolver_match and request.resolver_match.app_name == "admin"
     if administration or user is None or not user.is_authenticated or user.team is None:
         return base
-    states = list(Job.objects.of_team(user.team).filter(state__in=State.unfinished()).values_list("state", flat=True))
-    running, queued = states.count(State.RUNNING), states.count(State.QUEUED)
+    work = under_way(user.team.pk)
+    return {**base, "team": user.team, **work, "nav": navigation(request.path, user.team, work["running_jobs"])}
+
+
+def under_way(team: int) -> dict[str, Any]:
+    states = Job.objects.of_team(team).filter(state__in=State.unfinished()).order_by().values_list("state")
+    counted = dict(states.annotate(n=Count("pk")))
     return {
-        **base,
-        "team": user.team,
-        "running_jobs": running,
-        "queued_jobs": queued,
+        "running_jobs": counted.get(State.RUNNING, 0),
+        "queued_jobs": counted.get(State.QUEUED, 0),
         "worker_alive": worker_alive(),
-        "nav": navigation(request.path, user.team, running),
     }
 
 
@@ -55,6 +60,17 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
         ("Understand", [item("SAEs", "saes", "sae", many(Sae), pin=True)]),
         ("Machine", [item("Jobs", "jobs", "ops", running or None, pin=True)]),
     ]
+
+
+def visible(user: Any, key: str) -> bool:
+    return user.team is not None and key == str(user.team.pk)
+
+
+def live(key: str) -> str:
+    return render_to_string("_work.html", under_way(int(key)))
+
+
+topic = Topic(visible=visible, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
 
 
 @require_POST

@@ -84,6 +84,15 @@ def test_what_is_selected_is_not_taken_away(page, sleepy):
     wait_for_progress(page)
 
 
+def test_a_list_and_the_header_follow_jobs_that_begin_elsewhere(page, sleepy):
+    page.goto("/jobs/?q=elsewhere")
+    link(page, "Live")
+    expect(page.locator("main")).not_to_contain_text("begun elsewhere")
+    sleepy("begun elsewhere")
+    expect(page.locator("main")).to_contain_text("begun elsewhere", timeout=30_000)
+    expect(page.locator("#work")).to_contain_text(re.compile(r"[1-9] running"), timeout=30_000)
+
+
 def test_without_a_socket_the_page_asks(page, sleepy):
     page.route_web_socket("**/live/**", lambda socket: socket.close(code=1008))
     page.goto(sleepy("by asking"))

@@ -298,9 +298,10 @@ def test_a_retry_waits_with_a_message(client_of, alice, row):
 def test_the_page_watches_its_job_and_the_list_its_team(client_of, alice, row):
     job = row("running", started_at=timezone.now())
     client = client_of(alice)
-    assert f"/live/?t=jobs.{job.pk}" in client.get(job.get_absolute_url()).content.decode()
-    assert f"/live/?t=operations.{job.team_id}" in client.get("/jobs/").content.decode()
-    assert "ws-connect" not in client.get("/jobs/?state=failed").content.decode()
+    shell = f"/live/?t=shell.{job.team_id}"
+    assert f'{shell}&amp;t=jobs.{job.pk}"' in client.get(job.get_absolute_url()).content.decode()
+    assert f'{shell}&amp;t=operations.{job.team_id}"' in client.get("/jobs/").content.decode()
+    assert f'{shell}"' in client.get("/jobs/?state=failed").content.decode()
 
 
 def test_a_fragment_has_one_root_with_the_id_it_is_swapped_by(row):

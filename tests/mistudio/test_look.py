@@ -8,6 +8,8 @@ from django.contrib.staticfiles import finders
 from django.template import Context, Template
 from django.template.loader import get_template
 
+from mistudio.models import Team
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "templates").rglob("*.html"))
 STYLES = sorted((ROOT / "static").glob("*.css"))
@@ -156,7 +158,7 @@ def test_every_class_of_state_has_its_colour():
 
 
 def test_the_scripts_of_a_page_come_from_this_site():
-    html = get_template("_scripts.html").render({"topics": ["jobs.1"]})
+    html = get_template("_scripts.html").render({"team": Team(pk=3)})
     sources = re.findall(r'src="([^"]+)"', html)
     assert [source.rsplit("/", 1)[-1] for source in sources][:1] == ["htmx-2.min.js"]
     assert any("hx-ws" in source for source in sources) and any("live.js" in source for source in sources)
@@ -165,15 +167,15 @@ def test_the_scripts_of_a_page_come_from_this_site():
     assert '"allowEval":false' in html and '"includeIndicatorStyles":false' in html
 
 
-def test_a_page_without_news_opens_no_socket():
+def test_a_page_for_nobody_opens_no_socket():
     assert "ws-connect" not in get_template("_live_socket.html").render({})
     assert "hx-ws" not in get_template("_scripts.html").render({})
 
 
 def test_the_socket_asks_for_every_topic_and_escapes_it():
-    html = get_template("_live_socket.html").render({"topics": ["jobs.12", 'a"&b']})
-    assert 'ws-connect="/live/?t=jobs.12&amp;t=a%22%26b"' in html
-    assert 'data-poll="/live/fragments/?t=jobs.12&amp;t=a%22%26b"' in html
+    html = get_template("_live_socket.html").render({"team": Team(pk=3), "topics": ["jobs.12", 'a"&b']})
+    assert 'ws-connect="/live/?t=shell.3&amp;t=jobs.12&amp;t=a%22%26b"' in html
+    assert 'data-poll="/live/fragments/?t=shell.3&amp;t=jobs.12&amp;t=a%22%26b"' in html
 
 
 def test_the_script_is_short():
