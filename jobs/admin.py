@@ -27,6 +27,14 @@ class Written(admin.ModelAdmin):
         return False
 
 
+class GivenValues(admin.AllValuesFieldListFilter):
+    """The values of a text that may be empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lookup_choices = self.lookup_choices.exclude(**{self.field_path: ""})
+
+
 class EventInline(admin.TabularInline):
     model = JobEvent
     extra = 0
@@ -41,7 +49,7 @@ class EventInline(admin.TabularInline):
 class JobAdmin(Written):
     list_display = ("id", "title", "kind", "state", "queue", "team", "owner", "attempt", "percent", "queued_at", "page")
     list_display_links = ("id", "title")
-    list_filter = ("state", "kind", "queue", "error_code", "team", "queued_at")
+    list_filter = ("state", "kind", "queue", ("error_code", GivenValues), "team", "queued_at")
     list_select_related = ("team", "owner")
     search_fields = ("title", "subject", "error_message", "=id")
     date_hierarchy = "queued_at"

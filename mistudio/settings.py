@@ -125,6 +125,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "mistudio.views.errors.explain_wrong_method",
 ]
 ROOT_URLCONF = "mistudio.urls"
 ASGI_APPLICATION = "mistudio.asgi.application"

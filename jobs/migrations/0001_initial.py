@@ -106,6 +106,7 @@ class Migration(migrations.Migration):
                 ('rate', models.FloatField(null=True)),
             ],
             options={
+                'verbose_name_plural': 'progress',
                 'ordering': ['pk'],
             },
         ),

@@ -32,6 +32,7 @@ class Progress(models.Model):
 
     class Meta:
         ordering = ["pk"]
+        verbose_name_plural = "progress"
 
     def __str__(self) -> str:
         return f"{self.percent:.1f} %"

@@ -55,10 +55,9 @@ def log_axis(values: Iterable[float]) -> Axis:
 
 
 def span_axis(values: Sequence[float], end: float | None = None) -> Axis:
-    """From 0 to the end of the run, or to the newest value; the last tick is the end itself."""
+    """From 0 to the end of the run, or to the newest value."""
     first, last = min([0.0, *values]), max([0.0, end or 0.0, *values])
-    last = last if last > first else first + 1.0
-    return Axis(first, last, ticks=tuple(first + (last - first) * i / 4 for i in range(5)))
+    return exact_axis(first, last if last > first else first + 1.0)
 
 
 def counts_axis(most: float) -> Axis:

@@ -112,6 +112,7 @@ class Migration(migrations.Migration):
                 ('team', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='mistudio.team')),
             ],
             options={
+                'verbose_name': 'SAE',
                 'ordering': ['-pk'],
                 'abstract': False,
             },

@@ -140,15 +140,17 @@ class Artifact(Owned):
                 found.append(f"{name} was changed")
         return found if self.folder.is_dir() or found else [f"{self.folder} is missing"]
 
-    def users(self) -> list[str]:
-        """The artifacts that are built on this one, each as "noun “name”"."""
-        found = []
+    def spoken(self) -> str:
+        return f"{self.NOUN} “{self.name}”"
+
+    def users(self) -> "list[Artifact]":
+        """What is built on this one, twenty of each kind at most."""
+        found: list[Artifact] = []
         for relation in self._meta.related_objects:
             model = relation.related_model
             if isinstance(model, type) and issubclass(model, Artifact):
                 rows: Any = model._default_manager
-                names = rows.filter(**{relation.field.name: self}).values_list("name", flat=True)[:20]
-                found += [f"{model.NOUN} “{name}”" for name in names]
+                found += rows.filter(**{relation.field.name: self})[:20]
         return found
 
     def delete_with_files(self) -> None:
@@ -156,7 +158,7 @@ class Artifact(Owned):
         if self.job and self.job.state in State.unfinished():
             raise InUse(self, [f"its unfinished job {self.job.pk}"])
         if users := self.users():
-            raise InUse(self, users)
+            raise InUse(self, [user.spoken() for user in users])
         folder = self.folder
         with transaction.atomic():
             self.delete()

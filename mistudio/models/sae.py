@@ -27,6 +27,9 @@ class Sae(Artifact):
     evaluated_tokens = models.BigIntegerField(null=True, editable=False)
     metrics = models.JSONField(default=dict, editable=False)
 
+    class Meta(Artifact.Meta):
+        verbose_name = "SAE"
+
     @property
     def explained_variance(self) -> float | None:
         return None if self.fvu is None else 1 - self.fvu

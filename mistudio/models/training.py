@@ -66,10 +66,6 @@ class Training(Artifact):
             "seed": self.seed,
         }
 
-    def users(self) -> list[str]:
-        sae = getattr(self, "sae", None)
-        return [f"SAE “{sae.name}”"] if sae else []
-
     @property
     def steps(self) -> int:
         return -(-self.n_tokens // self.batch_tokens)

@@ -54,9 +54,17 @@ def live_context(row: Training) -> dict[str, Any]:
         "object": row,
         "job": row.job,
         "latest": latest,
+        "speed": speed(row),
         "charts": charts(row, points),
         "sae": saved_sae(row),
     }
+
+
+def speed(row: Training) -> float | None:
+    """Tokens per second: of the whole run once it has ended, of the last seconds while it goes on."""
+    if row.result.get("seconds"):
+        return row.result["tokens"] / row.result["seconds"]
+    return row.job.rate if row.job and row.job.unit == "tokens" else None
 
 
 def saved_sae(row: Training) -> Any:

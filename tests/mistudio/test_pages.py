@@ -142,7 +142,9 @@ def test_nothing_is_deleted_while_its_job_runs(alice, client_of):
 
 def test_a_get_changes_nothing(alice, client_of):
     sae = rows.sae(alice.team)
-    assert client_of(alice).get(reverse("sae_delete", args=[sae.pk])).status_code == 405
+    opened = client_of(alice).get(reverse("sae_delete", args=[sae.pk]))
+    assert opened.status_code == 405 and opened.headers["Allow"] == "POST"
+    assert "only takes a button" in opened.content.decode()
     assert Sae.objects.exists()
 
 

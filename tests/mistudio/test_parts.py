@@ -8,6 +8,8 @@ from django.core.paginator import Paginator
 from django.template.loader import get_template
 from django.test import RequestFactory
 
+from mistudio.models import Training
+
 
 def part(name, path="/models/", **context):
     return get_template(name).render(context, RequestFactory().get(path))
@@ -85,7 +87,7 @@ def test_deleting_says_what_is_lost_and_asks_again():
 
 def test_what_is_needed_by_others_offers_no_button_to_delete():
     thing = SimpleNamespace(NOUN="dataset", size_bytes=1, ready=True)
-    html = part("_confirm_delete.html", object=thing, action="/x/", users=["training “<b>”"])
+    html = part("_confirm_delete.html", object=thing, action="/x/", users=[Training(name="<b>")])
     assert "<form" not in html and "training “&lt;b&gt;”" in html and "Delete it first." in html
     busy = part("_confirm_delete.html", object=SimpleNamespace(ready=False), job=SimpleNamespace(unfinished=True))
     assert "<form" not in busy and "Cancel the job first" in busy
