@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["DJANGO_SETTINGS_MODULE"] = "mistudio.settings"
 
 
 def free_port() -> int:
@@ -24,9 +25,7 @@ def free_port() -> int:
 def place() -> Iterator[Path]:
     """A fresh data folder in which Django of this process is set up and migrated."""
     with tempfile.TemporaryDirectory(prefix="mistudio-bench-") as folder:
-        os.environ.update(
-            MISTUDIO_DATA=folder, DJANGO_SETTINGS_MODULE="mistudio.settings", MISTUDIO_PORT=str(free_port())
-        )
+        os.environ["MISTUDIO_DATA"] = folder
         import django
 
         django.setup()
@@ -39,16 +38,7 @@ def place() -> Iterator[Path]:
 @contextmanager
 def server() -> Iterator[str]:
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "daphne",
-        "-b",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "mistudio.asgi:application",
-    ]
+    command = [sys.executable, "manage.py", "studio", "--no-worker", "--quiet", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -83,4 +73,4 @@ def session_cookie() -> str:
 
 def quantile(values: list[float], q: float) -> float:
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+    return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 2)
