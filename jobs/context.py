@@ -12,6 +12,7 @@ from typing import Any
 from jobs.errors import Cancelled, Paused, Stopped
 
 WINDOW_SECONDS = 30.0
+LOG_SECONDS = 10.0  # between two lines of metrics
 WISHES: dict[str, type[Exception]] = {"cancel": Cancelled, "pause": Paused, "stop": Stopped}
 
 
@@ -74,6 +75,7 @@ class Context:
         self.pace, self.overall = Pace(), Pace(seconds=60)
         self.overall.reset(clock(), percent)
         self.moved = False  # has the current stage counted anything yet?
+        self.metric_logged = -math.inf
 
     def stage(self, name: str, total: float | None = None, unit: str = "") -> None:
         index = list(self.stages).index(name) if name in self.stages else self.snapshot.stage_index
@@ -84,6 +86,7 @@ class Context:
                 self.snapshot, stage=name, stage_index=index, done=0, total=total, unit=unit, rate=None
             )
             self._recount()
+        self.log(f"{name}: {total:,.0f} {unit}" if total and unit else name)
 
     def advance(self, k: float = 1) -> None:
         with self.lock:
@@ -129,6 +132,9 @@ class Context:
         with self.lock:
             self.metrics.setdefault(step, {}).update(said)
         self.changed.set()
+        if self.clock() - self.metric_logged >= LOG_SECONDS:
+            self.metric_logged = self.clock()
+            self.log(f"step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def log(self, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stdout, flush=True)  # noqa: T201  captured into log.txt

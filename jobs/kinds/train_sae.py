@@ -131,6 +131,7 @@ def train(trainer: "Trainer", params: Params, ctx: Context) -> None:
         interrupted = wish in ("pause", "cancel", "stop")
         if interrupted or time.monotonic() - saved > params.checkpoint_seconds:
             checkpoint.save(trainer, folder)
+            ctx.log(f"step {tick.step:,}: checkpoint")
             saved = time.monotonic()
         if interrupted:
             ctx.check()

@@ -150,6 +150,16 @@ def test_the_log_is_what_is_printed(ctx, capsys):
     assert capsys.readouterr().out.endswith(" loaded\n")
 
 
+def test_the_log_names_each_stage_and_now_and_then_what_was_measured(ctx, clock, capsys):
+    ctx.stage("read")
+    ctx.stage("train", total=3000, unit="tokens")
+    for step in range(1, 31):
+        clock.now += 1
+        ctx.metric(step, fvu=1 / step)
+    told = [line[9:] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["read", "train: 3,000 tokens", "step 1: fvu 1", "step 11: fvu 0.09091", "step 21: fvu 0.04762"]
+
+
 def test_any_kind_runs_with_nothing_but_a_context(tmp_path):
     from jobs.kinds import sleepy
 
