@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from django.conf import settings
+from django.db import InterfaceError, OperationalError, connections
 from django.utils.module_loading import import_string
 
 from jobs import processes
@@ -32,6 +34,9 @@ SIGNALS = {
     signal.SIGUSR2: "finish",
 }
 ENDINGS: dict[type[BaseException], str] = {Cancelled: "cancelled", Paused: "paused", Stopped: "stopped"}
+
+
+PATIENCE = 300.0  # seconds
 
 
 def run(job_id: int, attempt: int) -> int:
@@ -122,5 +127,20 @@ def work(job: Job, context: Context) -> dict[str, Any]:
     kind = load_kind(job.kind)
     result = plain(kind.run(make_params(kind, job.params), context) or {})
     if ingest := getattr(kind, "ON_SUCCESS", ""):
-        import_string(ingest)(job, result)
+        take_over(import_string(ingest), job, result)
     return result
+
+
+def take_over(ingest: Callable[[Job, dict[str, Any]], None], job: Job, result: dict[str, Any]) -> None:
+    """It may be done twice. The connection idled for as long as the work took, and a database may be away for a
+    while: hours of work do not fail for that."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ingest(job, result)
+        except (InterfaceError, OperationalError) as error:
+            if time.monotonic() > deadline:
+                raise
+            connections.close_all()
+            os.write(2, f"The database does not answer: {error}\n".encode(errors="replace"))
+            time.sleep(2)

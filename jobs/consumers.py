@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import logging
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +15,8 @@ from jobs.tail import safely, tail_here
 SIGNED_OUT, NOT_FOUND, TOO_TALKATIVE = 4401, 4404, 1008
 MOST_MESSAGES, LONGEST_MESSAGE = 20, 1000
 RECHECK = 60.0  # seconds
+
+log = logging.getLogger(__name__)
 
 
 class LiveConsumer(AsyncWebsocketConsumer):
@@ -42,7 +45,12 @@ class LiveConsumer(AsyncWebsocketConsumer):
     async def check_again(self) -> None:
         while True:
             await asyncio.sleep(RECHECK)
-            if refusal := await self.refusal():
+            try:
+                refusal = await self.refusal()
+            except Exception:  # a database that is away: ask again, the check must not end
+                log.warning("Whether a page may go on watching could not be checked", exc_info=True)
+                continue
+            if refusal:
                 await self.close(refusal)
 
     async def show(self, html: str) -> None:

@@ -44,6 +44,9 @@ def judge(job: Job, outcome: Outcome | None, *, told: str = "", exit_code: int |
     if outcome and outcome.how == "failed":
         return failed(job, {**outcome.error, "detail": outcome.detail}, fields)
     word = told or (ENDED[outcome.how] if outcome else "")
+    unheard = word == "stop" or not word and exit_code is None  # what was wished for last came too late
+    if unheard and (job.wish == "cancel" or job.wish == "pause" and job.ability("RESUMABLE")):
+        word = job.wish
     if word:
         return Ending(*TOLD[word], fields)
     return without_a_word(job, exit_code, oom, fields)

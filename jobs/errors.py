@@ -108,7 +108,7 @@ CODES_BY_ERRNO: dict[int, str] = {
 # torch says these with a bare RuntimeError, and the Rust readers and writers with an error of their own.
 CODES_BY_WORDS: list[tuple[str, str]] = [
     (
-        r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc",
+        r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|alloc_failed",
         "OUT_OF_MEMORY",
     ),
     (r"no space left on device|disk quota exceeded|os error 28\b", "DISK_FULL"),

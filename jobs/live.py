@@ -93,7 +93,8 @@ def key_for(topic: Topic, job: "Job") -> str | None:
 
 
 def bells() -> Path:
-    return settings.MISTUDIO_DATA / "live"
+    """Of this host: several may share the data folder, and a socket that another one made looks dead here."""
+    return settings.MISTUDIO_DATA / "live" / socket.gethostname()
 
 
 @contextlib.contextmanager

@@ -44,13 +44,13 @@ def read_outcome(job: Job) -> Outcome | None:
 
 
 def plain(value: Any) -> Any:
-    """For JSON in any database: numbers of other libraries as Python's, no NaN, no infinity, no NUL."""
+    """For JSON in any database: numbers of other libraries as Python's, no NaN, no infinity, no NUL, no surrogate."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return value.replace("\0", "\N{SYMBOL FOR NULL}")
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\N{SYMBOL FOR NULL}")
     if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "item"):

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, connections, transaction
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from jobs.errors import InvalidInput
 from jobs.kinds import load_kind, make_params
@@ -115,6 +117,8 @@ def retry(job: Job, overrides: dict[str, Any] | None = None) -> Job:
     """A new job with the same parameters but for `overrides`. Raises InvalidInput."""
     if job.unfinished:
         raise InvalidInput(f"{job} is not finished.", hint="Wait for it, or cancel it first.")
+    if job.subject and settings.SUBJECT_URL and not import_string(settings.SUBJECT_URL)(job.subject):
+        raise InvalidInput("What this job worked on was deleted.", hint="Make it anew.")
     return submit(
         job.kind,
         {**job.params, **(overrides or {})},
@@ -136,7 +140,12 @@ def messages() -> dict[int, int]:
     from django_q.models import OrmQ
 
     waiting = OrmQ.objects.filter(lock__lte=timezone.now())
-    return {message.task["args"][0]: message.pk for message in waiting}
+    return {job_id: message.pk for message in waiting if (job_id := job_of(message))}
+
+
+def job_of(message: Any) -> int | None:
+    """None for a message that cannot be read any more: it was signed with another secret key."""
+    return (message.task.get("args") or (None,))[0]
 
 
 def drop_old_messages() -> None:
@@ -145,7 +154,7 @@ def drop_old_messages() -> None:
 
     waiting = set(Job.objects.filter(state=State.QUEUED).values_list("pk", flat=True))
     for message in OrmQ.objects.all():
-        if message.task["args"][0] not in waiting:
+        if job_of(message) not in waiting:
             message.delete()
 
 

@@ -6,6 +6,7 @@ import logging
 from datetime import timedelta
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.db.models import Q
 from django.utils import timezone
 
@@ -27,7 +28,14 @@ def reap(trust_heartbeats: bool = True) -> list[tuple[Job, Ending]]:
     slept, when every heartbeat looks old."""
     found = []
     for job in Job.objects.filter(state=State.RUNNING):
-        if is_lost(job, trust_heartbeats) and (ending := bury(job)):
+        try:
+            ending = bury(job) if is_lost(job, trust_heartbeats) else None
+        except DatabaseError:
+            raise
+        except Exception:  # one job that cannot be read must not stop the care for all others
+            log.exception("Job %s cannot be reaped", job.pk)
+            continue
+        if ending:
             log.warning("Job %s (%s): %s, now %s", job.pk, job, ending.why, ending.to)
             found.append((job, ending))
     return found

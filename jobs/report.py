@@ -40,10 +40,11 @@ class Reporter(threading.Thread):
         self.over.set()
         self.context.changed.set()
         self.join(30)
-        if not self.lost:
+        if not self.lost and not self.flush(True):  # this thread's connection may have idled for hours
             self.flush(True)
 
-    def flush(self, changed: bool) -> None:
+    def flush(self, changed: bool) -> bool:
+        """Whether the database took it."""
         self.context.changed.clear()
         with self.context.lock:
             snapshot = replace(self.context.snapshot)
@@ -57,6 +58,8 @@ class Reporter(threading.Thread):
             connection.close()
             self.context.give_back(metrics)
             self.over.wait(1)
+            return False
+        return True
 
     def write(self, snapshot: Snapshot, metrics: dict[int, dict[str, float | None]], changed: bool) -> None:
         mine = Job.objects.filter(pk=self.job.pk, state=State.RUNNING, attempt=self.job.attempt)

@@ -41,9 +41,14 @@ def require_migrations() -> None:
         raise CannotStart("The database is not prepared for this version. Run: mistudio migrate")
 
 
+def lock_path(folder: Path) -> Path:
+    """Of this host: several may share the folder."""
+    return folder / f"studio-{socket.gethostname()}.lock"
+
+
 def lock_data(folder: Path) -> IO[str]:
     """Holds the data folder as long as the file is open. The kernel lets go of it however this process ends."""
-    file = (folder / "studio.lock").open("a+")
+    file = lock_path(folder).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,7 +70,7 @@ def sign_lock(file: IO[str], url: str) -> None:
 def running_studio(folder: Path) -> dict[str, Any]:
     """What the studio that holds the folder wrote; empty while it starts."""
     try:
-        return json.loads((folder / "studio.lock").read_text())
+        return json.loads(lock_path(folder).read_text())
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -107,7 +112,12 @@ class KeptWorker:
         if self.process is None and now >= self.start_at:
             self.started = now
             argv = processes.manage("worker", "--queue", self.queue, "--skip-checks")  # done by this process
-            self.process = processes.spawn(argv, env={"Q_CLUSTER_NAME": self.queue})
+            try:
+                self.process = processes.spawn(argv, env={"Q_CLUSTER_NAME": self.queue})
+            except OSError as error:  # no memory or no processes left for now
+                self.failures += 1
+                self.start_at = now + min(30, 2**self.failures)
+                log.warning("The worker of queue %s does not start: %s", self.queue, error)
 
     def tell(self, number: int) -> None:
         if self.process and self.process.poll() is None:

@@ -18,6 +18,7 @@ from django.db import DatabaseError, connections
 from django.utils import timezone
 
 from jobs import processes
+from jobs.devices import device_of_its_own
 from jobs.endings import failed, judge, settle
 from jobs.errors import classify
 from jobs.logs import log_path, open_log, trim
@@ -132,26 +133,27 @@ class Supervision:
 
     def run(self) -> None:
         kills = processes.oom_kills()
-        try:
-            child = self.start()
-        except OSError as error:  # a full disk, or no processes left
-            settle(self.job, failed(self.job, asdict(classify(error)), {}))
-            return
-        try:
-            self.watch(child)
-        finally:
-            processes.kill_group(child.pid)  # what it leaves behind, or itself if we fail
-            child.wait()
+        with device_of_its_own(self.job.queue) as device:
+            try:
+                child = self.start(device)
+            except OSError as error:  # a full disk, or no processes left
+                settle(self.job, failed(self.job, asdict(classify(error)), {}))
+                return
+            try:
+                self.watch(child)
+            finally:
+                processes.kill_group(child.pid)  # what it leaves behind, or itself if we fail
+                child.wait()
         trim(log_path(self.job))
         if not self.lost:
             self.finish(child.returncode, processes.oom_kills() > kills)
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, env: dict[str, str]) -> "subprocess.Popen[bytes]":
         outcome_path(self.job).unlink(missing_ok=True)
         output = open_log(self.job)
         try:
             argv = processes.manage("run_job", str(self.job.pk), str(self.job.attempt))
-            return processes.spawn(argv, output=output, hold=True)
+            return processes.spawn(argv, output=output, hold=True, env=env)
         finally:
             os.close(output)
 

@@ -170,14 +170,16 @@ def now(team: Any) -> dict[str, Any]:
     """What runs and waits, in the order in which it will."""
     rows = Job.objects.of_team(team).select_related("owner")
     return {
+        "counts": dict(rows.order_by().values_list("state").annotate(n=Count("pk"))),
         "running": rows.filter(state=State.RUNNING).order_by("started_at")[:PAGE],
         "waiting": rows.filter(state=State.QUEUED).order_by("queued_at")[:PAGE],
         "paused": rows.filter(state=State.PAUSED).order_by("-paused_at")[:PAGE],
+        "shown": PAGE,
     }
 
 
 def job_visible(user: Any, key: str) -> bool:
-    return key.isdecimal() and Job.objects.of_team(user.team).filter(pk=int(key[:18])).exists()
+    return key.isdecimal() and len(key) < 19 and Job.objects.of_team(user.team).filter(pk=int(key)).exists()
 
 
 def render_job(key: str) -> str:

@@ -7,6 +7,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
 from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, User
 from mistudio.models.artifact import InUse
@@ -50,8 +51,13 @@ class ReadOnlyJobFields(admin.ModelAdmin):
 
     @admin.action(description="Retry the failed or cancelled jobs")
     def retry_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
-        done = [row for row in rows if row.job and row.job.can_retry and retry(row.job)]
-        self.message_user(request, f"{len(done)} of {rows.count()} queued again.")
+        done = 0
+        for row in rows:
+            try:
+                done += bool(row.job and row.job.can_retry and retry(row.job))
+            except InvalidInput as refused:
+                self.message_user(request, f"{row}: {refused.message}", messages.ERROR)
+        self.message_user(request, f"{done} of {rows.count()} queued again.")
 
     @admin.action(description="Cancel the unfinished jobs")
     def cancel_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
@@ -132,6 +138,9 @@ class TeamAdmin(admin.ModelAdmin):
 @admin.register(User)
 class MistudioUserAdmin(UserAdmin):
     inlines = (MembershipInline,)
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
+        return self.inlines if obj else ()  # a new person is put into the default team
 
 
 @admin.register(Membership)

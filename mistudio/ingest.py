@@ -4,17 +4,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from django.db import transaction
 
 from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
 from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
-from mistudio.models.artifact import artifact_of
+from mistudio.models.artifact import artifact_of, free_name
 from mistudio.vocabulary import read_vocabulary
 
 BATCH = 2000
+MEASURED = {"n_fired": 0, "density": 0.0, "max_activation": 0.0, "mean_activation": 0.0, "top_tokens": ""}
 
 
 def language_model(job: Job, result: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ def training(job: Job, result: dict[str, Any]) -> None:
         defaults={
             "team": row.team,
             "owner": row.owner,
-            "name": row.name,
+            "name": free_name(Sae.objects.of_team(row.team), row.name),
             "language_model": row.language_model,
             "site": row.site,
             "architecture": row.architecture,
@@ -105,25 +105,32 @@ def scan(job: Job, result: dict[str, Any]) -> None:
     row = artifact_of(job.subject)
     if not isinstance(row, Scan):
         return
-    with transaction.atomic():
-        write_features(row)
-        row.mark_ready(
-            result=result,
-            scanned_tokens=result["tokens"],
-            n_alive=result["alive"],
-            n_dead=result["dead"],
-            n_dense=result["dense"],
+    measure(row.sae, row)
+    row.mark_ready(
+        result=result,
+        scanned_tokens=result["tokens"],
+        n_alive=result["alive"],
+        n_dead=result["dead"],
+        n_dense=result["dense"],
+    )
+
+
+def measure(sae: Sae, scan: Scan | None) -> None:
+    """Give the features the figures of this scan, or none. Labels and notes, which people wrote, are never touched.
+
+    One transaction a batch, so that nobody waits long for the database; meanwhile the SAE counts as not scanned."""
+    Sae.objects.filter(pk=sae.pk).update(scan=None)
+    if scan is None:
+        sae.features.update(**MEASURED)
+        return
+    for batch in batches(figures(scan), BATCH):
+        Feature.objects.bulk_create(
+            batch, update_conflicts=True, unique_fields=["sae", "index"], update_fields=list(MEASURED)
         )
+    Sae.objects.filter(pk=sae.pk).update(scan=scan)
 
 
-def write_features(row: Scan) -> None:
-    """One row a feature. Measured columns are replaced; labels and notes, which people wrote, are never touched."""
-    columns = ["n_fired", "density", "max_activation", "mean_activation", "top_tokens"]
-    for batch in batches(measured(row), BATCH):
-        Feature.objects.bulk_create(batch, update_conflicts=True, unique_fields=["sae", "index"], update_fields=columns)
-
-
-def measured(row: Scan) -> Iterator[Feature]:
+def figures(row: Scan) -> Iterator[Feature]:
     evidence = Evidence(row.folder)
     shards = TokenShards(row.tokenization.folder, evidence.split)
     pieces = read_vocabulary(row.tokenization.language_model.folder)

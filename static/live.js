@@ -10,8 +10,7 @@
   let open = false, lost = Date.now(), answered = Date.now(), asking = false, timer = 0;
 
   function show(state, why) {
-    const parts = all("[data-link]");
-    parts.forEach((part) => {
+    all("[data-link]").forEach((part) => {
       part.hidden = part.dataset.link !== state;
       if (why && part.dataset.link === state) part.title = why;
     });
@@ -21,9 +20,10 @@
   const FOCUSABLE = "a[href], button, summary, input, select, textarea, [tabindex]";
   const waiting = new Map();               // fragments that came while the reader was using the old one
 
+  const typed = (field) => field.value !== field.defaultValue && field.type !== "hidden";
   function busy(old) {                      // never take away what is being typed or selected right now
     const field = document.activeElement, selected = document.getSelection();
-    return (old.contains(field) && field.matches("input, textarea, select"))
+    return (old.contains(field) && field.matches("input, textarea, select")) || all("input, textarea", old).some(typed)
       || (old.id === "main" && $("details.confirm[open]", old))   // its row may have moved
       || (selected && !selected.isCollapsed && old.contains(selected.anchorNode));
   }
@@ -38,6 +38,7 @@
     pairs("details").forEach(([was, now]) => { now.open = was.open; });
     pairs("[data-tick]").forEach(([was, now]) => { if (was.textContent !== now.textContent) now.classList.add("changed"); });
     const scrolled = pairs(".log, .table-wrap").map(([was, now]) => [now, was.scrollTop + was.clientHeight > was.scrollHeight - 8, was.scrollTop, was.scrollLeft]);
+    pairs("[data-keep]").forEach(([was, now]) => now.replaceChildren(...was.childNodes));   // what was said to the reader stays
     const focused = all(FOCUSABLE, old).indexOf(document.activeElement);
     const state = (part) => part.id === "work" ? part.textContent : $(".badge", part)?.className;
     if (state(old) !== state(fresh) && fresh.id !== "main" && $("[data-follow]")) refresh();
@@ -107,8 +108,7 @@
   document.addEventListener("submit", (event) => {
     const form = event.target, token = $("meta[name=csrf-token]")?.content;
     if (form.method !== "post" || !token || form.elements.csrfmiddlewaretoken) return;
-    const field = Object.assign(document.createElement("input"), { type: "hidden", name: "csrfmiddlewaretoken", value: token });
-    form.append(field);
+    form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "csrfmiddlewaretoken", value: token }));
   }, true);
 
   // ---- copy, dismiss, menus

@@ -108,6 +108,10 @@ def scan(team: Team, name: str = "scan", **fields: Any) -> Scan:
         "n_dense": 1,
         "ready_at": timezone.now(),
     }
-    return Scan.objects.create(
+    made = Scan.objects.create(
         team=team, name=name, sae=row, tokenization=row.training.tokenization, **{**known, **fields}
     )
+    if made.ready:
+        row.scan = made
+        row.save()
+    return made

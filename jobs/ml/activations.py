@@ -3,12 +3,14 @@ directly.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from jobs.ml import store
 from jobs.ml.errors import WithHint
 from jobs.ml.sites import Site, capture, resolve
 from jobs.ml.tokens import TokenShards
@@ -59,6 +61,17 @@ class ActivationStream:
         self._order = torch.empty(0)
         self._step: int | None = None  # the step that self._batch belongs to
         self._batch = torch.empty(0)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which activations come in which order."""
+        return {
+            "model": [type(self.model).__name__, self.model.num_parameters(), str(self.model.dtype)],
+            "tokens": store.fingerprint(store.read_manifest(self.shards.folder)),
+            "site": self.site.name,
+            "seed": self.seed,
+            "skip_special": self.skip_special,
+            "chunk_rows": self.chunk_rows,
+        }
 
     def batch(self, step: int) -> Tensor:
         """Activations [batch_tokens, width], float32. Raises NonFiniteActivations."""

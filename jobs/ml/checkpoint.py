@@ -5,6 +5,7 @@ position.
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def save(trainer: Trainer, folder: Path | str) -> Path:
         store.write_json(
             temporary / "state.json",
             {
-                "config": trainer.config.decisive(),
+                "run": identity(trainer),
                 "step": trainer.step,
                 "scale": trainer.scale,
                 "stopped": trainer.stopped,
@@ -44,8 +45,8 @@ def save(trainer: Trainer, folder: Path | str) -> Path:
 
 
 def resume(trainer: Trainer, folder: Path | str) -> bool:
-    """Puts a new trainer where the newest whole checkpoint of the same config was. False where there is
-    none.
+    """Puts a new trainer where the newest whole checkpoint of the same run was. False where there is none:
+    those of other runs are removed, they would push out what this one saves.
     """
     for path in reversed(checkpoints(Path(folder))):
         try:
@@ -54,13 +55,20 @@ def resume(trainer: Trainer, folder: Path | str) -> bool:
                 continue
         except (OSError, ValueError, KeyError):  # torn by a crash of the machine: an older one may be whole
             continue
-        if state["config"] != trainer.config.decisive():
+        if state["run"] != identity(trainer):
             continue
         restore(trainer, store.read_tensors(path / "state.safetensors"))
         trainer.step, trainer.scale = state["step"], state["scale"]
         trainer.stopped, trainer.seconds = state["stopped"], state["seconds"]
         return True
+    for path in checkpoints(Path(folder)):
+        shutil.rmtree(path)
     return False
+
+
+def identity(trainer: Trainer) -> dict[str, Any]:
+    """What decides the weights of a run: its config, and which activations it is trained on."""
+    return {"config": trainer.config.decisive(), "stream": trainer.stream.identity()}
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -212,8 +212,8 @@ def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     D]. Scalar.
 
     dead: int64 [n]. The residual is a target, not a path for gradients; b_dec is not added to its
-    reconstruction (it is in x_hat already), and the error is relative to the residual's variance: 1 is no
-    help at all. The encoder rows get their gradient, so that a dead latent learns when to fire (Gao et al.
+    reconstruction (it is in x_hat already), and the error is relative to the residual itself: 1 is no help
+    at all. The encoder rows get their gradient, so that a dead latent learns when to fire (Gao et al.
     2024, A.2, with the corrections of the peers' code: see sae.md).
     """
     W_enc, W_dec = sae.W_enc[dead], sae.W_dec[dead]
@@ -221,8 +221,7 @@ def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     strength = a.detach() * sae.decoder_norms()[dead].detach()
     chosen = strength.topk(min(max(1, sae.d_in // 2), len(dead)), dim=-1, sorted=False).indices
     f = torch.zeros_like(a).scatter(1, chosen, a.gather(1, chosen).relu())
-    variance = squared_error(residual, residual.mean(0))
-    return squared_error(residual, f @ W_dec) / variance.clamp_min(1e-6)
+    return squared_error(residual, f @ W_dec) / residual.square().sum(-1).mean().clamp_min(1e-6)
 
 
 @torch.no_grad()

@@ -110,6 +110,11 @@ def csv_rows(opened: OpenFile, name: str) -> Iterator[tuple[str, Row]]:
         for values in reader:
             if not names:
                 names = [value.strip() or f"column {n}" for n, value in enumerate(values, 1)]
+            elif any(value.strip() for value in values[len(names) :]):
+                raise CorruptData(
+                    f"{name}, line {reader.line_num} has {len(values)} values, but the header names {len(names)}.",
+                    "Put texts that contain the delimiter into quotation marks.",
+                )
             elif values:
                 yield f"{name}, line {reader.line_num}", dict(zip(names, values, strict=False))
     except csv.Error as error:

@@ -8,6 +8,7 @@ import numpy as np
 from jobs.ml import store
 
 SPLITS = ("train", "held_out")
+OPEN = 64  # shards: each holds two file descriptors
 
 
 class TokenShards:
@@ -23,6 +24,7 @@ class TokenShards:
             raise ValueError(f"{split!r} is no split: there are {' and '.join(SPLITS)}.")
         counts = manifest["statistics"][split]
         self.context_length: int = manifest["plan"]["context_length"]
+        self.add_bos: bool = manifest["plan"]["add_bos"]
         self.n_sequences: int = counts["sequences"]
         self.n_tokens: int = counts["tokens"]
         self.n_special: int = counts["special_tokens"]
@@ -46,17 +48,20 @@ class TokenShards:
         """int64 [n_sequences]: tokens that are not special."""
         counts = [np.empty(0, dtype=np.int64)]
         for shard in range(-(-self.n_sequences // self.shard_rows)):
-            bits = self.shard(shard)[1]
+            bits = self.load(shard, "special")
             counts.append(self.context_length - unpack(bits, self.context_length).sum(axis=1))
         return np.concatenate(counts)
 
     def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """ids [rows, T] and packed special bits [rows, ceil(T / 8)], mapped from disk."""
         if number not in self._shards:
-            base = self.folder / f"{self.split}-{number:05d}"
-            ids, special = (np.load(f"{base}.{part}.npy", mmap_mode="r") for part in ("ids", "special"))
-            self._shards[number] = ids, special
+            if len(self._shards) >= OPEN:
+                del self._shards[next(iter(self._shards))]
+            self._shards[number] = self.load(number, "ids"), self.load(number, "special")
         return self._shards[number]
+
+    def load(self, number: int, part: str) -> np.ndarray:
+        return np.load(self.folder / f"{self.split}-{number:05d}.{part}.npy", mmap_mode="r")
 
 
 def unpack(bits: np.ndarray, length: int) -> np.ndarray:

@@ -123,12 +123,13 @@ class Trainer:
         return {**sums, "fvu": sums["mse"] * len(x) / total, "l0": fired.sum() / len(x)}
 
     def add_aux(self, fit: Fit, x: Tensor) -> Tensor:
-        """The loss of the fit, plus that of the dead latents where there are some."""
+        """The loss of the fit, plus that of the dead latents where there are some. Inputs have a squared norm of about
+        D, and so have the errors before training: the aux loss, a share, is brought to the same scale."""
         if not self.config.aux_coefficient or not len(self.dead_latents):
             return fit.loss
         aux = revive(self.sae, x, (x - fit.x_hat).detach(), self.dead_latents)
         fit.parts["aux"] = aux
-        return fit.loss + self.config.aux_coefficient * aux
+        return fit.loss + self.config.aux_coefficient * x.shape[1] * aux
 
     def check(self) -> None:
         """Raises Diverged if a loss up to now was no finite number."""

@@ -76,7 +76,7 @@ def finish(
         "evaluated_tokens": metrics.get("tokens"),
         "metrics": metrics,
     }
-    save_sae(sae, folder, site=stream.site.name, context_size=stream.shards.context_length, **metadata)
+    save_sae(sae, folder, site=stream.site.name, **provenance(stream), **metadata)
     store.write_manifest(
         folder,
         ["cfg.json", "sae_weights.safetensors"],
@@ -89,3 +89,12 @@ def finish(
         result=result,
     )
     return result
+
+
+def provenance(stream: ActivationStream) -> dict[str, Any]:
+    """How the tokens were read, in SAELens's words: a peer that reads them otherwise measures other figures."""
+    return {
+        "context_size": stream.shards.context_length,
+        "prepend_bos": stream.shards.add_bos,
+        "exclude_special_tokens": stream.skip_special,
+    }

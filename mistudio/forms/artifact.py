@@ -2,11 +2,12 @@ import uuid
 from typing import Any
 
 from django import forms
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.forms.models import ModelChoiceField
 
 from jobs.errors import InvalidInput
 from mistudio.models import Artifact, Team, User
+from mistudio.models.artifact import free_name
 
 
 class ArtifactForm(forms.ModelForm):
@@ -65,6 +66,10 @@ class ArtifactForm(forms.ModelForm):
             with transaction.atomic():
                 artifact: Artifact = self.save()
                 artifact.start()
+        except IntegrityError:  # the same moment brought another object of this name
+            self.instance.pk = None
+            self.add_error("name", "This name was just taken. Choose another one, or leave it empty.")
+            return None
         except InvalidInput as refused:
             self.instance.pk = None  # the row was rolled back
             known = refused.field if refused.field in self.fields else None
@@ -72,10 +77,3 @@ class ArtifactForm(forms.ModelForm):
             return None
         artifact.refresh_from_db()
         return artifact
-
-
-def free_name(rows: Any, wanted: str) -> str:
-    wanted = wanted[:100]
-    taken = set(rows.filter(name__startswith=wanted).values_list("name", flat=True))
-    numbered = (f"{wanted}-{n}" for n in range(2, len(taken) + 3))
-    return next(name for name in (wanted, *numbered) if name not in taken)

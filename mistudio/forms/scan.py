@@ -10,7 +10,7 @@ class ScanForm(ArtifactForm):
         fields = ("sae", "tokenization", "n_tokens", "name")
         labels = {"sae": "SAE", "n_tokens": "Held-out tokens"}
         help_texts = {
-            "tokenization": "Its held-out part is read. Empty: the one the SAE was trained on.",
+            "tokenization": "Its held-out part is read.",
             "n_tokens": "Frequencies are measured on this many. Empty: 200,000, or all there are.",
         }
 
@@ -46,7 +46,10 @@ class ScanForm(ArtifactForm):
         return data
 
     def _settle_tokens(self, data: dict[str, Any], there_are: int) -> None:
-        if data.get("n_tokens") is None and "n_tokens" not in self.errors:
+        if not there_are:
+            more = "Tokenize again with a larger held-out part."
+            self.add_error("tokenization", f"“{data['tokenization'].name}” holds no held-out tokens. {more}")
+        elif data.get("n_tokens") is None and "n_tokens" not in self.errors:
             data["n_tokens"] = min(200_000, there_are)
         elif data.get("n_tokens") is not None and data["n_tokens"] < 1:
             self.add_error("n_tokens", f"Give 1 to {there_are:,} tokens: so many are held out.")

@@ -10,9 +10,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def outside_own_data(path: Path) -> str:
-    """Another team's objects lie below the data folder; they are reached by their pages alone."""
-    for model in ARTIFACTS:
-        if path.is_relative_to(settings.MISTUDIO_DATA / model.ROOM):
+    """Another team's objects and logs lie below the data folder; they are reached by their pages alone."""
+    for room in {*(model.ROOM for model in ARTIFACTS), "jobs"}:
+        if path.is_relative_to(settings.MISTUDIO_DATA / room):
             raise ValidationError(f"{path} is part of miStudio's own data. Give the file or folder it was made from.")
     return str(path)
 
@@ -23,9 +23,13 @@ def clean_source(text: str, noun: str) -> str:
     if any(ord(c) < 32 for c in text):
         raise ValidationError("This has control characters. Give a hub id or a path.")
     looks_like_path = text.startswith(("/", "~", ".")) or text.count("/") > 1
-    path = Path(text).expanduser()
-    if path.exists() and (looks_like_path or not HUB_ID.fullmatch(text)):
-        return outside_own_data(path.resolve())
+    try:
+        path = Path(text).expanduser()
+        there, path = path.exists(), path.resolve()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed, nobody's home
+        raise ValidationError(f"This path cannot be looked at: {getattr(error, 'strerror', None) or error}.") from error
+    if there and (looks_like_path or not HUB_ID.fullmatch(text)):
+        return outside_own_data(path)
     if looks_like_path:
         raise ValidationError(f"There is no file or folder {text} on the machine that runs miStudio.")
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text:

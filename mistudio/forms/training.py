@@ -6,6 +6,7 @@ from mistudio.forms.artifact import ArtifactForm
 from mistudio.models import Tokenization, Training
 
 WIDEST = 2**20
+WIDTH, TOKENS = 2048, 1_000_000
 DEFAULTS = {"topk": ("k", 32), "standard": ("l1_coefficient", 5.0)}
 
 
@@ -48,14 +49,14 @@ class TrainingForm(ArtifactForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.initial.setdefault("width", 2048)
-        self.initial.setdefault("n_tokens", 1_000_000)
+        self.initial.setdefault("width", WIDTH)
+        self.initial.setdefault("n_tokens", TOKENS)
         for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed"):
             self.fields[name].required = False
         self.chosen = self._chosen_tokenization()
         sites = self.chosen.language_model.sites if self.chosen else []
         self.fields["site"].widget.choices = [(s["name"], f"{s['name']} · {s['width']:,} wide") for s in sites]
-        if self.chosen and not self.initial.get("site"):
+        if self.chosen and self.initial.get("site") not in [s["name"] for s in sites]:
             self.initial["site"] = middle_residual(self.chosen)
 
     def _chosen_tokenization(self) -> Tokenization | None:
@@ -65,10 +66,10 @@ class TrainingForm(ArtifactForm):
         return field.queryset.filter(pk=int(key)).first() if key.isdecimal() else field.queryset.first()
 
     def clean_width(self) -> int:
-        return self._between("width", 1, WIDEST, self.initial["width"])
+        return self._between("width", 1, WIDEST, WIDTH)
 
     def clean_n_tokens(self) -> int:
-        return self._between("n_tokens", 1, 10**13, self.initial["n_tokens"])
+        return self._between("n_tokens", 1, 10**13, TOKENS)
 
     def clean_batch_tokens(self) -> int:
         return self._between("batch_tokens", 16, 2**20, 4096)

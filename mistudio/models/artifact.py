@@ -120,9 +120,14 @@ class Artifact(Owned):
         self.size_bytes = folder_bytes(self.folder)
         self.save()
 
+    @property
+    def result_folder(self) -> Path:
+        """Where the files are that a finished job leaves, with their manifest."""
+        return self.folder
+
     def expected_files(self) -> dict[str, dict[str, Any]]:
-        """Name → bytes and sha256, as the manifest has them."""
-        manifest = self.folder / "manifest.json"
+        """Name → bytes and sha256, as the manifest has them; empty without one."""
+        manifest = self.result_folder / "manifest.json"
         return json.loads(manifest.read_text()).get("files", {}) if manifest.exists() else {}
 
     def damage(self) -> list[str]:
@@ -131,14 +136,17 @@ class Artifact(Owned):
 
         if not self.ready:
             return ["not finished"]
+        expected_files = self.expected_files()
+        if not expected_files:
+            return [f"{self.result_folder / 'manifest.json'} is missing or names no file"]
         found = []
-        for name, expected in self.expected_files().items():
-            path = self.folder / name
+        for name, expected in expected_files.items():
+            path = self.result_folder / name
             if not path.is_file():
                 found.append(f"{name} is missing")
             elif path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
                 found.append(f"{name} was changed")
-        return found if self.folder.is_dir() or found else [f"{self.folder} is missing"]
+        return found
 
     def spoken(self) -> str:
         return f"{self.NOUN} “{self.name}”"
@@ -178,6 +186,16 @@ def artifact_of(subject: str) -> Artifact | None:
     return rows.select_related("job").filter(pk=int(key)).first()
 
 
+def existing(subjects: set[str]) -> set[str]:
+    """Those of the subjects whose artifact is still there. One query for each noun."""
+    found = set()
+    for noun in {subject.partition(":")[0] for subject in subjects if subject}:
+        rows: Any = apps.get_model("mistudio", noun)._default_manager
+        keys = [int(key) for name, _, key in (s.partition(":") for s in subjects) if name == noun and key.isdecimal()]
+        found |= {f"{noun}:{pk}" for pk in rows.filter(pk__in=keys).values_list("pk", flat=True)}
+    return found
+
+
 def subject_url(subject: str) -> str:
     artifact = artifact_of(subject)
     return artifact.get_absolute_url() if artifact else ""
@@ -192,3 +210,10 @@ def follow_job(sender: type[Job], instance: Job, created: bool, **_: Any) -> Non
 
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_name(rows: Any, wanted: str) -> str:
+    wanted = wanted[:100]
+    taken = set(rows.filter(name__startswith=wanted).values_list("name", flat=True))
+    numbered = (f"{wanted}-{n}" for n in range(2, len(taken) + 3))
+    return next(name for name in (wanted, *numbered) if name not in taken)

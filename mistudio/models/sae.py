@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 from django.db import models
 
@@ -26,6 +25,8 @@ class Sae(Artifact):
     ce_recovered = models.FloatField(null=True, editable=False)
     evaluated_tokens = models.BigIntegerField(null=True, editable=False)
     metrics = models.JSONField(default=dict, editable=False)
+    # The one that measured the features as they are now; none before the first, and while one is being taken over.
+    scan = models.ForeignKey("Scan", on_delete=models.SET_NULL, null=True, editable=False, related_name="+")
 
     class Meta(Artifact.Meta):
         verbose_name = "SAE"
@@ -38,11 +39,6 @@ class Sae(Artifact):
     def folder(self) -> Path:
         """A training writes its SAE into its own folder, before there is a row."""
         return self.training.sae_folder if self.training else super().folder
-
-    @property
-    def scan(self) -> Any:
-        """The newest finished scan: the features of this SAE were measured by it."""
-        return self.scans.filter(ready_at__isnull=False).order_by("-pk").first()
 
     def command(self) -> str:
         return self.training.command() if self.training else ""

@@ -31,5 +31,14 @@ class Scan(Artifact):
             "tokens": self.n_tokens,
         }
 
+    def delete_with_files(self) -> None:
+        """Features that this scan measured are measured by the newest other one, if there is one."""
+        from mistudio.ingest import measure  # late: it reads evidence, which few processes need
+
+        sae, measured_it = self.sae, self.sae.scan_id == self.pk
+        super().delete_with_files()
+        if measured_it:
+            measure(sae, sae.scans.filter(ready_at__isnull=False).order_by("-pk").first())
+
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
-        return [self.sae.name], {"tokens": self.n_tokens}
+        return [self.sae.name], {"tokenization": self.tokenization.name, "tokens": self.n_tokens}

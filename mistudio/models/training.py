@@ -53,6 +53,10 @@ class Training(Artifact):
             "dataset_name": self.tokenization.dataset.source,
         }
 
+    @property
+    def result_folder(self) -> Path:
+        return self.sae_folder
+
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
         return [self.tokenization.name], {
             "site": self.site,

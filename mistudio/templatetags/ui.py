@@ -11,6 +11,7 @@ from typing import Any
 from django import template
 from django.conf import settings
 from django.templatetags.static import static
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
@@ -239,7 +240,15 @@ def heated(breaks: bool, text: str, value: Any, step: int | None = None, peak: b
     classes = f"tok heat-{min(9, step)}{' peak' if peak else ''}"
     # Spaces alone would be a ground without anything on it, and could be lost at the end of a line.
     body = visible(text, visible_space=not text.strip(), breaks=breaks)
-    return format_html('<span class="{}" title="{}">{}</span>', classes, fixed(value), body)
+    # By key one comes to the peak of an example, by pointer or touch to every token.
+    return format_html(
+        '<span class="{}" tabindex="{}" data-value="{}">{}</span>', classes, 0 if peak else -1, fixed(value), body
+    )
+
+
+@register.filter
+def admin_url(row: Any) -> str:
+    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
 
 
 @register.simple_tag

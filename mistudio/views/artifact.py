@@ -51,7 +51,7 @@ def creation(
     if data is not None:
         if before := form.already_sent():
             return redirect(before)
-        if made := form.launch():
+        if made := form.launch() or form.already_sent():  # a second click may come before the first is answered
             return redirect(made)
     status = 422 if form.is_bound else 200
     return render(request, template, {"form": form, **(context or {})}, status=status)

@@ -3,7 +3,7 @@ from typing import Any
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import Count, Q
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
@@ -17,7 +17,7 @@ from mistudio.views.artifact import PAGE, found
 
 @require_GET
 def features(request: HttpRequest, sae_pk: int) -> HttpResponse:
-    sae = found(request, Sae, sae_pk, "language_model", "training")
+    sae = found(request, Sae, sae_pk, "language_model", "training", "scan__tokenization__language_model")
     chosen = FeatureFilter(request.GET)
     rows = chosen.rows(sae)
     page = Paginator(rows, PAGE).get_page(request.GET.get("page"))
@@ -54,7 +54,7 @@ def feature_label(request: HttpRequest, sae_pk: int, index: int) -> HttpResponse
 
 
 def found_feature(request: HttpRequest, sae_pk: int, index: int) -> tuple[Sae, Feature]:
-    sae = found(request, Sae, sae_pk, "language_model", "training")
+    sae = found(request, Sae, sae_pk, "language_model", "training", "scan__tokenization__language_model")
     return sae, get_object_or_404(sae.features.select_related("labelled_by"), index=index)
 
 
@@ -63,7 +63,8 @@ def page(
 ) -> HttpResponse:
     scan = sae.scan
     if scan is None:
-        raise Http404("This SAE has not been scanned.")
+        messages.info(request, f"No scan measures the features of “{sae}” now. Labels are kept.")
+        return redirect("features", sae.pk)
     chosen = FeatureFilter(request.GET)
     previous, following = chosen.beside(row, chosen.rows(sae))
     context: dict[str, Any] = {

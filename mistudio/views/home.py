@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 from jobs.live import Topic
 from jobs.models import Job, State
 from mistudio.models import Dataset, Feature, LanguageModel, Sae, Team, Tokenization, Training
-from mistudio.models.artifact import Artifact
+from mistudio.models.artifact import Artifact, existing
 
 SHOWN = 6
 
@@ -26,9 +26,16 @@ def now(team: Team) -> dict[str, Any]:
     return {
         "steps": steps(team),
         "running": jobs.filter(state__in=State.unfinished()).order_by("-state", "pk")[:SHOWN],
-        "failed_jobs": jobs.filter(state=State.FAILED, retries__isnull=True).order_by("-pk")[:SHOWN],
+        "failed_jobs": failed_jobs(jobs),
         "recent_saes": Sae.objects.of_team(team).select_related("language_model").order_by("-pk")[:SHOWN],
     }
+
+
+def failed_jobs(jobs: Any) -> list[Job]:
+    """Of the newest hundred, those that nobody tried again and whose object is still there."""
+    failed = list(jobs.filter(state=State.FAILED, retries__isnull=True).order_by("-pk")[:100])
+    there = existing({job.subject for job in failed})
+    return [job for job in failed if job.subject in there or not job.subject]
 
 
 def steps(team: Team) -> list[dict[str, Any]]:

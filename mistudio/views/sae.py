@@ -15,7 +15,7 @@ def saes(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def sae(request: HttpRequest, pk: int) -> HttpResponse:
-    row = found(request, Sae, pk, "language_model", "training__tokenization__dataset")
+    row = found(request, Sae, pk, "language_model", "training__tokenization__dataset", "scan")
     scans = list(row.scans.select_related("job", "tokenization"))
     live = [topic for scan in scans if not scan.ready for topic in topics(scan)]
     form = ScanForm(team=row.team, owner=row.owner, sae=row)

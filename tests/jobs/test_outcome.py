@@ -12,11 +12,22 @@ def test_results_become_plain_json_for_any_database():
         "x": np.float32(0.5),
         "bad": np.float64("nan"),
         1: (1, "a\0b"),
+        "name": "caf\udce9.txt",
         "set": {1},
         "yes": True,
         "none": None,
     }
-    expected = {"loss": None, "big": None, "n": 3, "x": 0.5, "bad": None, "1": [1, "a␀b"], "yes": True, "none": None}
+    expected = {
+        "loss": None,
+        "big": None,
+        "n": 3,
+        "x": 0.5,
+        "bad": None,
+        "1": [1, "a␀b"],
+        "name": "caf\\udce9.txt",
+        "yes": True,
+        "none": None,
+    }
     assert plain(given) == {**expected, "set": "{1}"}
 
 

@@ -103,7 +103,15 @@ def test_resuming_sends_a_new_message(row):
     assert job.pk in queue.messages() and Job.objects.get(pk=job.pk).state == State.QUEUED
 
 
-def test_a_retry_is_a_new_job_with_the_same_parameters_but_for_the_overrides(sleepy):
+def test_what_was_deleted_is_not_made_again_by_a_retry(sleepy):
+    job = sleepy(subject="scan:12")
+    queue.request_cancel(job)
+    with pytest.raises(InvalidInput, match="was deleted"):
+        queue.retry(job)
+
+
+def test_a_retry_is_a_new_job_with_the_same_parameters_but_for_the_overrides(sleepy, settings):
+    settings.SUBJECT_URL = ""
     job = sleepy(steps=7, batch=8, subject="thing:1")
     with pytest.raises(InvalidInput, match="not finished"):
         queue.retry(job)
@@ -124,6 +132,17 @@ def test_a_worker_lives_as_long_as_its_heartbeat_is_fresh(db):
     assert queue.worker_alive("cpu") and queue.worker_alive() and not queue.worker_alive("gpu")
     Worker.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=30))
     assert not queue.worker_alive("cpu")
+
+
+def test_messages_signed_with_another_key_count_for_nothing_and_are_dropped(sleepy, monkeypatch):
+    from django_q.conf import Conf
+    from django_q.models import OrmQ
+
+    sleepy()
+    monkeypatch.setattr(Conf, "SECRET_KEY", "another key")
+    assert queue.messages() == {}
+    queue.drop_old_messages()
+    assert not OrmQ.objects.exists()
 
 
 def test_messages_of_ended_jobs_are_dropped(sleepy):

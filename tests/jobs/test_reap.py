@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from jobs import processes
+from jobs import reap as reaping
 from jobs.models import Job, LiveEvent, State, Worker
 from jobs.outcome import Outcome, write_outcome
 from jobs.queue import messages
@@ -85,6 +86,20 @@ def test_a_failure_and_a_pause_that_nobody_saw_count_too(lost):
     write_outcome(paused, Outcome(1, "paused"))
     reap()
     assert in_state(failed, "failed")() and in_state(paused, "paused")()
+
+
+def test_a_job_that_cannot_be_reaped_does_not_keep_the_others_from_it(lost, monkeypatch, caplog):
+    bad, good = lost(), lost()
+    judge = reaping.judge
+
+    def fails_for_one(job, outcome, **said):
+        if job.pk == bad.pk:
+            raise ValueError("a word that no database takes")
+        return judge(job, outcome, **said)
+
+    monkeypatch.setattr(reaping, "judge", fails_for_one)
+    assert [job.pk for job, _ in reap()] == [good.pk]
+    assert f"Job {bad.pk} cannot be reaped" in caplog.text
 
 
 def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(lost):

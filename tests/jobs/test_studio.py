@@ -12,7 +12,17 @@ import pytest
 
 from jobs import studio as rooms
 from jobs.models import Job, Worker
-from jobs.studio import CannotStart, KeptWorker, Studio, address_of, answers, listen, lock_data, running_studio
+from jobs.studio import (
+    CannotStart,
+    KeptWorker,
+    Studio,
+    address_of,
+    answers,
+    listen,
+    lock_data,
+    lock_path,
+    running_studio,
+)
 from tests.conftest import free_port, manage
 from tests.jobs.conftest import in_state, until
 
@@ -109,7 +119,7 @@ def test_an_address_that_is_not_ours_is_named():
 
 
 def test_a_data_folder_has_one_studio_and_a_stale_lock_holds_nobody(tmp_path):
-    (tmp_path / "studio.lock").write_text(json.dumps({"pid": 1, "url": "http://old/"}))  # from one that was killed
+    lock_path(tmp_path).write_text(json.dumps({"pid": 1, "url": "http://old/"}))  # from one that was killed
     with lock_data(tmp_path) as held:
         rooms.sign_lock(held, "http://here/")
         assert running_studio(tmp_path) == {"pid": os.getpid(), "url": "http://here/"}

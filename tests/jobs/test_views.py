@@ -295,6 +295,15 @@ def test_a_retry_waits_with_a_message(client_of, alice, row):
 # ---- live
 
 
+def test_a_padded_number_opens_no_job_of_another_team(client_of, alice, charlie, row):
+    row("running", pk=1)
+    theirs = row("running", pk=1234)
+    Job.objects.filter(pk=theirs.pk).update(team=charlie.team)
+    padded = f"jobs.{'1'.zfill(18)}{theirs.pk}"
+    assert client_of(alice).get("/live/fragments/", {"t": padded}).status_code == 404
+    assert client_of(alice).get("/live/fragments/", {"t": "jobs.1"}).status_code == 200
+
+
 def test_the_page_watches_its_job_and_the_list_its_team(client_of, alice, row):
     job = row("running", started_at=timezone.now())
     client = client_of(alice)

@@ -37,6 +37,8 @@ def launched(form_class, person, data, **kwargs):
         ("../nowhere", "no file or folder"),
         ("gpt2\x07", "control characters"),
         ("owner/<script>", "neither a hub id"),
+        ("~nobody-here/x", "cannot be looked at"),
+        ("/" + "x" * 300, "cannot be looked at"),
     ],
 )
 @pytest.mark.parametrize("form_class", [LanguageModelForm, DatasetForm])
@@ -187,6 +189,22 @@ def test_what_was_typed_is_kept_when_it_is_wrong(alice, client_of):
     assert answer.status_code == 422
     text = answer.content.decode()
     assert 'value="two words"' in text and 'value="v1.5"' in text and "neither a hub id" in text
+
+
+def test_a_cloned_training_with_an_emptied_field_takes_the_default(alice, client_of):
+    tokens = rows.tokenization(alice.team)
+    address = f"/trainings/new/?tokenization={tokens.pk}&width=4096&n_tokens=5000"
+    sent = {"tokenization": tokens.pk, "site": "blocks.1.hook_resid_pre", "width": "", "n_tokens": "", "k": "4"}
+    assert client_of(alice).post(address, sent).status_code == 302
+    made = Training.objects.get()
+    assert (made.width, made.n_tokens) == (2048, 1_000_000)
+
+
+def test_logs_of_jobs_are_no_source(alice, settings):
+    log = settings.MISTUDIO_DATA / "jobs" / "12" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("theirs")
+    assert "own data" in errors(DatasetForm, alice, {"source": str(log)})["source"]
 
 
 def test_html_in_a_name_is_shown_as_text(alice, client_of):

@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from jobs.ml.evidence import Evidence
 from jobs.models import Metric
+from mistudio.forms.scan import ScanForm
 from mistudio.ingest import scan as ingest_scan
 from tests.conftest import ROOT
 from tests.main_path import launch, walk, work, write_texts
@@ -80,10 +81,33 @@ def test_a_second_scan_replaces_figures_and_keeps_what_people_wrote(tmp_path, te
 
 
 @pytest.mark.django_db
+def test_deleting_the_scan_that_measured_the_features_leaves_those_of_another_or_none(
+    tmp_path, texts, alice, client_of
+):
+    sae, first = walk(alice, model_folder("llama", tmp_path), texts)
+    second = launch(ScanForm, alice, sae=sae.pk, n_tokens=700)
+    sae.refresh_from_db()
+    assert sae.scan == second
+    sae.features.filter(index=3).update(label="mine")
+    second.delete_with_files()
+    sae.refresh_from_db()
+    feature = sae.features.get(index=3)
+    assert sae.scan == first and feature.label == "mine"
+    assert feature.n_fired == int(Evidence(first.folder).n_fired[3])
+    first.delete_with_files()
+    sae.refresh_from_db()
+    feature.refresh_from_db()
+    assert (sae.scan, feature.n_fired, feature.label) == (None, 0, "mine")
+    shown = client_of(alice).get(feature.get_absolute_url(), follow=True)
+    assert "No scan measures these features now" in shown.content.decode()
+    assert shown.status_code == client_of(alice).get(sae.get_absolute_url()).status_code == 200
+
+
+@pytest.mark.django_db
 def test_the_files_of_every_step_verify_and_damage_is_named(tmp_path, texts, alice):
     sae, scan = walk(alice, model_folder("llama", tmp_path), texts)
     tokens = sae.training.tokenization
-    for row in (tokens.language_model, tokens.dataset, tokens, sae, scan):
+    for row in (tokens.language_model, tokens.dataset, tokens, sae.training, sae, scan):
         assert row.expected_files(), row
         assert row.damage() == [], row
     weights = tokens.language_model.folder / "model.safetensors"
@@ -91,6 +115,9 @@ def test_the_files_of_every_step_verify_and_damage_is_named(tmp_path, texts, ali
     assert tokens.language_model.damage() == ["model.safetensors was changed"]
     weights.unlink()
     assert tokens.language_model.damage() == ["model.safetensors is missing"]
+    (scan.folder / "manifest.json").unlink()
+    [damage] = scan.damage()
+    assert damage.endswith("manifest.json is missing or names no file")
 
 
 @pytest.mark.django_db

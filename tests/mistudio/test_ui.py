@@ -235,7 +235,7 @@ def test_no_text_escapes_its_markup(text):
             '<i class="mark">',
             "</i>",
             "</span>",
-            '<span class="tok heat-3 peak" title="1.50">',
+            '<span class="tok heat-3 peak" tabindex="0" data-value="1.50">',
         ):
             inner = inner.replace(ours, "")
         assert "<" not in inner and ">" not in inner
@@ -256,7 +256,7 @@ def test_spaces_on_which_a_feature_fires_can_be_seen():
 
 def test_tokens_show_their_heat_their_value_and_the_peak():
     html = ui.tokens([("We", 0.0, None, False), (" told", 18.42, 9, True), (" it", 0.0, 0, False)])
-    assert html == 'We<span class="tok heat-9 peak" title="18.42"> told</span> it'
+    assert html == 'We<span class="tok heat-9 peak" tabindex="0" data-value="18.42"> told</span> it'
 
 
 @pytest.mark.parametrize(

@@ -316,10 +316,17 @@ def test_a_quotation_mark_that_never_closes_is_told(lay, monkeypatch):
 
 
 def test_csv_with_short_rows_blank_lines_and_numbers_is_read(lay):
-    path = lay("a.csv", "id,words\n1,first\n\n2\n3,third,more\n")
+    path = lay("a.csv", "id,words\n1,first\n\n2\n3,third,,\n")
     source = LocalDocuments(path)
     assert [text for group in source.groups() for text in group] == ["first", "third"]
     assert source.columns == [{"name": "id", "type": "number"}, {"name": "words", "type": "text"}]
+
+
+@pytest.mark.parametrize("content", ["text\nhello, world\n", "id,text\n1,fine\n2,hello, world\n"])
+def test_a_text_that_its_delimiter_would_cut_is_refused_and_not_cut(lay, content):
+    with pytest.raises(CorruptData, match="values, but the header names") as refused:
+        read(lay("a.csv", content))
+    assert "quotation marks" in refused.value.hint
 
 
 def test_a_csv_with_nothing_but_its_header_has_no_rows(lay):

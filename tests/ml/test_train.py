@@ -21,9 +21,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Trainer:
+    options = {"buffer_tokens": 1500} | options
     stream = ActivationStream(
         tiny_model("llama"), "blocks.1.hook_resid_post", TokenShards(tokens), batch_tokens=config.batch_tokens,
-        buffer_tokens=1500, seed=config.seed, **options,
+        seed=config.seed, **options,
     )  # fmt: skip
     return Trainer(config, stream)
 
@@ -147,8 +148,17 @@ def test_a_checkpoint_of_another_config_is_not_taken_up(tokens, tmp_path) -> Non
     one = trainer(tokens)
     run(one, until=10)
     checkpoint.save(one, tmp_path)
-    assert not checkpoint.resume(trainer(tokens, dataclasses.replace(CONFIG, lr=1e-3)), tmp_path)
     assert checkpoint.resume(trainer(tokens, dataclasses.replace(CONFIG, micro_batch_tokens=10)), tmp_path)
+    assert not checkpoint.resume(trainer(tokens, dataclasses.replace(CONFIG, lr=1e-3)), tmp_path)
+    assert checkpoint.checkpoints(tmp_path) == [], "they would push out those of the new run"
+
+
+@pytest.mark.parametrize("other", [{"skip_special": False}, {"buffer_tokens": 800}])
+def test_a_checkpoint_of_other_activations_is_not_taken_up(tokens, tmp_path, other) -> None:
+    one = trainer(tokens)
+    run(one, until=10)
+    checkpoint.save(one, tmp_path)
+    assert not checkpoint.resume(trainer(tokens, **other), tmp_path)
 
 
 def test_a_run_that_was_ended_early_stays_ended_after_a_resume(tokens, tmp_path) -> None:

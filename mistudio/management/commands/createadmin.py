@@ -4,6 +4,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from jobs.studio import running_studio
 from mistudio.models import User
 from mistudio.views.account import links
 
@@ -13,13 +14,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--username", default="admin")
-        parser.add_argument(
-            "--url", default=f"http://127.0.0.1:{settings.MISTUDIO_PORT}", help="Where the site answers."
-        )
+        parser.add_argument("--url", help="where the site answers (default: the studio that runs on this machine)")
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        link = options["url"].rstrip("/") + links.path(administrator(options["username"]))
+        here = running_studio(settings.MISTUDIO_DATA).get("url") or f"http://127.0.0.1:{settings.MISTUDIO_PORT}"
+        link = (options["url"] or here).rstrip("/") + links.path(administrator(options["username"]))
         self.stdout.write(json.dumps({"username": options["username"], "link": link}) if options["json"] else link)
 
 

@@ -1,0 +1,43 @@
+"""Which GPU a job computes on: one of its own, as long as there are as many as jobs."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from django.conf import settings
+
+DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def devices() -> list[str]:
+    """Those that CUDA_VISIBLE_DEVICES names, else all that the driver has."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(DRIVER.glob("*"))]
+
+
+@contextlib.contextmanager
+def device_of_its_own(queue: str) -> Iterator[dict[str, str]]:
+    """The environment of a process that sees one GPU, held as long as the block lasts. The kernel lets go of the lock
+    however this process ends. Jobs beyond the number of GPUs share the first."""
+    there_are = devices() if queue == "gpu" else []
+    with contextlib.ExitStack() as held:
+        free = next((name for name in there_are if take(name, held)), there_are[0] if there_are else None)
+        yield {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": free} if free is not None else {}
+
+
+def take(name: str, held: contextlib.ExitStack) -> bool:
+    folder = settings.MISTUDIO_DATA / "devices" / socket.gethostname()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / f"{name}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    held.enter_context(file)
+    return True

@@ -1,0 +1,49 @@
+import psutil
+import pytest
+
+from jobs import devices
+from jobs.devices import device_of_its_own
+from jobs.models import Job
+from jobs.supervise import run_here
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+
+
+def seen(environment):
+    return environment.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_job_of_the_gpu_queue_sees_a_gpu_of_its_own_until_it_ends(two_gpus):
+    with device_of_its_own("gpu") as first:
+        with device_of_its_own("gpu") as second, device_of_its_own("gpu") as third:
+            assert [seen(first), seen(second), seen(third)] == ["3", "7", "3"], "a third one has to share"
+        with device_of_its_own("gpu") as next_one:
+            assert seen(next_one) == "7"
+
+
+def test_other_queues_and_machines_without_a_gpu_are_left_as_they_are(two_gpus, monkeypatch, tmp_path):
+    with device_of_its_own("cpu") as environment:
+        assert environment == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "none")
+    with device_of_its_own("gpu") as environment:
+        assert environment == {}
+
+
+def test_all_gpus_of_the_driver_are_used(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(devices, "DRIVER", tmp_path)
+    assert devices.devices() == ["0", "1"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_process_of_a_job_sees_it(two_gpus, sleepy):
+    job, found = sleepy(steps=50, seconds=0.05), set()
+    Job.objects.filter(pk=job.pk).update(queue="gpu")
+    run_here(job, on_look=lambda job: job.pid and found.add(seen(psutil.Process(job.pid).environ())))
+    assert found == {"3"}
