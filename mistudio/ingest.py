@@ -51,6 +51,8 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
         return
     statistics = result["statistics"]
     row.mark_ready(
+        text_column=result["text_column"],  # what was left open is settled now, so that it can be made again
+        revision=result.get("commit") or row.revision,
         columns=result["columns"],
         samples=result["samples"],
         statistics=statistics,

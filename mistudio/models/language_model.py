@@ -37,4 +37,4 @@ class LanguageModel(Artifact):
         return {"source": self.source, "revision": self.revision, "folder": str(self.folder)}
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
-        return [self.source], {"revision": self.revision}
+        return [self.source], {"revision": self.commit or self.revision}

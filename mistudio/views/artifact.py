@@ -1,10 +1,12 @@
 """What the pages of all artifacts share: find within the team, list, make, delete."""
 
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
+from django.forms import model_to_dict
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -67,6 +69,13 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
         return redirect(artifact)
     messages.success(request, f"Deleted {model.NOUN} “{name}” and its files.")
     return redirect(reverse(f"{model._meta.model_name}s"))
+
+
+def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
+    """Address of the form, filled in with what this was made from."""
+    chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
+    said = {name: value for name, value in chosen.items() if value not in (None, "")}
+    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(said)}"
 
 
 def topics(artifact: Artifact) -> list[str]:

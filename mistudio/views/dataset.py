@@ -4,7 +4,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from mistudio.forms.dataset import DatasetForm
 from mistudio.models import Dataset
-from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 
 @require_GET
@@ -16,7 +16,7 @@ def datasets(request: HttpRequest) -> HttpResponse:
 def dataset(request: HttpRequest, pk: int) -> HttpResponse:
     row = found(request, Dataset, pk)
     context = {"object": row, "job": row.job, "users": row.users(), "topics": topics(row)}
-    return render(request, "dataset/detail.html", context)
+    return render(request, "dataset/detail.html", {**context, "again": again(row, DatasetForm)})
 
 
 @require_http_methods(["GET", "POST"])

@@ -4,7 +4,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from mistudio.forms.language_model import LanguageModelForm
 from mistudio.models import LanguageModel
-from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 
 @require_GET
@@ -15,7 +15,13 @@ def languagemodels(request: HttpRequest) -> HttpResponse:
 @require_GET
 def languagemodel(request: HttpRequest, pk: int) -> HttpResponse:
     model = found(request, LanguageModel, pk)
-    context = {"object": model, "job": model.job, "users": model.users(), "topics": topics(model)}
+    context = {
+        "object": model,
+        "job": model.job,
+        "users": model.users(),
+        "again": again(model, LanguageModelForm),
+        "topics": topics(model),
+    }
     return render(request, "language_model/detail.html", context)
 
 

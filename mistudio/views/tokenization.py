@@ -4,7 +4,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.models import Tokenization
-from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 
 @require_GET
@@ -19,7 +19,13 @@ def tokenizations(request: HttpRequest) -> HttpResponse:
 @require_GET
 def tokenization(request: HttpRequest, pk: int) -> HttpResponse:
     row = found(request, Tokenization, pk, "dataset", "language_model")
-    context = {"object": row, "job": row.job, "users": row.users(), "topics": topics(row)}
+    context = {
+        "object": row,
+        "job": row.job,
+        "users": row.users(),
+        "again": again(row, TokenizationForm),
+        "topics": topics(row),
+    }
     return render(request, "tokenization/detail.html", context)
 
 

@@ -10,7 +10,7 @@ from jobs.models import Job, Metric
 from mistudio.figures import line_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
-from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
     # metric, heading, unit, meaning, times, how it is drawn
@@ -53,6 +53,7 @@ def live_context(row: Training) -> dict[str, Any]:
     return {
         "object": row,
         "job": row.job,
+        "again": again(row, TrainingForm),
         "latest": latest,
         "speed": speed(row),
         "charts": charts(row, points),

@@ -1,7 +1,11 @@
+import re
+from html import escape, unescape
+
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from jobs.models import Job, Metric, State
 from mistudio.models import Dataset, LanguageModel, Sae, Tokenization, Training
@@ -151,3 +155,22 @@ def test_a_get_changes_nothing(alice, client_of):
 def test_the_policy_lets_in_nothing_inline_and_no_other_host(alice, client_of):
     policy = client_of(alice).get("/").headers["Content-Security-Policy"]
     assert "default-src 'self'" in policy and "unsafe" not in policy
+
+
+def test_what_failed_can_be_changed_and_tried_again_without_typing_it_all(alice, client_of):
+    source = "owner/texts with spaces & more"
+    row = rows.dataset(alice.team, source=source, text_column="body", max_documents=50, ready_at=None)
+    page = client_of(alice).get(row.get_absolute_url()).content.decode()
+    [address] = re.findall(r'href="(/datasets/new/[^"]+)">Change and try again', page)
+    form = client_of(alice).get(unescape(address)).content.decode()
+    assert f'value="{escape(source)}"' in form and 'value="body"' in form and 'value="50"' in form
+
+
+def test_a_clone_of_a_training_has_all_its_settings(alice, client_of):
+    run = rows.training(alice.team, width=64, lr=0.00123, seed=7, ready_at=timezone.now())
+    page = client_of(alice).get(run.get_absolute_url()).content.decode()
+    [address] = re.findall(r'href="(/trainings/new/[^"]+)">Clone', page)
+    form = client_of(alice).get(unescape(address)).context["form"]
+    shown = {name: form[name].value() for name in ("tokenization", "site", "width", "k", "lr", "seed")}
+    settings = {"site": run.site, "width": "64", "k": "4", "lr": "0.00123", "seed": "7"}
+    assert shown == {"tokenization": str(run.tokenization_id), **settings}
