@@ -41,7 +41,7 @@ def login_link(request: HttpRequest, user_key: str, token: str) -> HttpResponse:
         return redirect("home")
     user = links.user(user_key, token)
     if user is None:
-        return render(request, "login_link.html", {"expired": True}, status=410)
+        return render(request, "login_link.html", status=410)
     auth.login(request, user, backend="django.contrib.auth.backends.ModelBackend")
     return redirect("home")
 

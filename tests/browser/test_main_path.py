@@ -73,6 +73,10 @@ def test_the_main_path_can_be_walked_by_clicking(page, sources):
     page.get_by_role("link", name=re.compile("features", re.I)).first.click()
     page.locator("table a[href*='/features/']").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Feature")
+    peak = page.locator(".tok.peak").first
+    peak.focus()
+    shown = peak.evaluate("token => getComputedStyle(token, '::after').content")
+    assert shown == f'"{peak.get_attribute("data-value")}"', "the value is there for the keyboard, too"
     page.get_by_role("textbox", name="Label").fill("<i>animals</i> that jump")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("main")).to_contain_text("<i>animals</i> that jump")
