@@ -1,10 +1,13 @@
 """What the web process costs: import, resident memory, start of a job's child, and the pages with many rows."""
 
+import contextlib
 import http.client
 import json
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.place import ROOT, place, quantile, server, session_cookie
@@ -48,41 +51,58 @@ def child_start() -> dict[str, float]:
     return figures
 
 
-def fill() -> dict[str, str]:
-    """Rows as a busy team has them; returns the pages to ask for."""
+def fill(folder: Path) -> dict[str, str]:
+    """What a busy team has: many jobs, a long training, and a real scan of a real SAE that is very wide. Returns the
+    pages to ask for."""
     from jobs.models import Job, Metric, State
-    from mistudio.models import Feature, Team
-    from tests import rows
+    from mistudio.demo.pipeline import MODEL_FOLDER, SITE
+    from mistudio.forms.dataset import DatasetForm
+    from mistudio.forms.language_model import LanguageModelForm
+    from mistudio.forms.scan import ScanForm
+    from mistudio.forms.tokenization import TokenizationForm
+    from mistudio.forms.training import TrainingForm
+    from mistudio.management.commands.createadmin import administrator
+    from tests.main_path import launch, write_texts
 
-    team = Team.default()
+    admin = administrator("admin")
     Job.objects.bulk_create(
-        Job(team=team, kind="sleepy", queue="cpu", title=f"job {n}", state=list(State)[n % 6], percent=n % 100)
+        Job(team=admin.team, kind="sleepy", queue="cpu", title=f"job {n}", state=list(State)[n % 6], percent=n % 100)
         for n in range(JOBS)
     )
-    sae = rows.sae(team, width=FEATURES)
-    Feature.objects.bulk_create((rows.feature(sae, index) for index in range(FEATURES)), batch_size=2000)
-    run = sae.training
-    job = Job.objects.create(team=team, kind="train_sae", queue="gpu", subject=run.subject, state=State.SUCCEEDED)
+    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    texts = write_texts(folder / "texts.jsonl", [path.read_text(errors="replace") for path in sources])
+    model = launch(LanguageModelForm, admin, source=str(MODEL_FOLDER))
+    data = launch(DatasetForm, admin, source=str(texts), text_column="text")
+    tokens = launch(TokenizationForm, admin, dataset=data.pk, language_model=model.pk)
+    run = launch(TrainingForm, admin, tokenization=tokens.pk, site=SITE, width=FEATURES, k=32, n_tokens=4096)
+    launch(ScanForm, admin, sae=run.sae.pk, n_tokens=20_000)
     Metric.objects.bulk_create(
-        Metric(job=job, step=step, values={"fvu": 1 / (1 + step), "loss": 1 / (1 + step), "l0": 32, "lr": 1e-4})
-        for step in range(1, 2001)
+        Metric(job=run.job, step=step, values={"fvu": 1 / (1 + step), "loss": 1 / (1 + step), "l0": 32, "lr": 1e-4})
+        for step in range(2, 2001)
     )
+    features = f"/saes/{run.sae.pk}/features/"
+    densest = run.sae.features.order_by("-n_fired").first().index
     return {
         "home": "/",
         "jobs": "/jobs/",
         "jobs, filtered": "/jobs/?state=failed&q=9",
         "trainings": "/trainings/",
         "training": f"/trainings/{run.pk}/",
-        "features": f"/saes/{sae.pk}/features/",
-        "features, sorted": f"/saes/{sae.pk}/features/?sort=-density",
-        "features, searched": f"/saes/{sae.pk}/features/?q=token999",
-        "features, page 1,500": f"/saes/{sae.pk}/features/?page=1500",
+        "SAE": f"/saes/{run.sae.pk}/",
+        "features": features,
+        "features, sorted": f"{features}?sort=-density",
+        "features, searched": f"{features}?q=self",
+        "features, page 1,500": f"{features}?page=1500",
+        "feature": f"{features}{densest}/",
+        "feature, within a filter": f"{features}{densest}/?state=alive&sort=-density",
     }
 
 
 def pages() -> dict[str, dict[str, float]]:
-    with place():
-        addresses, cookie = fill(), session_cookie()
+    with place() as folder:
+        with contextlib.redirect_stdout(sys.stderr):  # jobs log to it
+            addresses = fill(folder)
+        cookie = session_cookie()
         with server() as url:
             return {name: timed(url, path, cookie) for name, path in addresses.items()}
 

@@ -129,10 +129,11 @@ class Supervision:
         self.told, self.kill_at = "", float("inf")
         self.finishing = self.lost = False
         self.memory = 0  # largest resident size seen, bytes
+        # At the last two looks: the kernel counts for the whole machine, so only its newest kill can be ours.
+        self.oom_kills = (processes.oom_kills(),) * 2
         self.heartbeat = self.looked = time.monotonic()
 
     def run(self) -> None:
-        kills = processes.oom_kills()
         with device_of_its_own(self.job.queue) as device:
             try:
                 child = self.start(device)
@@ -146,7 +147,7 @@ class Supervision:
                 child.wait()
         trim(log_path(self.job))
         if not self.lost:
-            self.finish(child.returncode, processes.oom_kills() > kills)
+            self.finish(child.returncode, processes.oom_kills() > self.oom_kills[0])
 
     def start(self, env: dict[str, str]) -> "subprocess.Popen[bytes]":
         outcome_path(self.job).unlink(missing_ok=True)
@@ -172,6 +173,7 @@ class Supervision:
     def look(self, pid: int) -> None:
         """Heartbeat and wishes. A database that does not answer does not disturb the work, unless it lasts."""
         self.memory = max(self.memory, processes.memory_of(pid))
+        self.oom_kills = self.oom_kills[1], processes.oom_kills()
         trim(log_path(self.job))
         try:
             self.look_at_row(pid)

@@ -4,6 +4,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -72,12 +73,20 @@ class ReadOnlyJobFields(admin.ModelAdmin):
             self.message_user(request, text, messages.ERROR if damage else messages.SUCCESS)
 
     @admin.action(description="Delete with files")
-    def delete_with_files(self, request: HttpRequest, rows: QuerySet) -> None:
+    def delete_with_files(self, request: HttpRequest, rows: QuerySet) -> TemplateResponse | None:
+        if "sure" not in request.POST:
+            context = {**self.admin_site.each_context(request), "rows": rows, "opts": self.model._meta}
+            return TemplateResponse(request, "admin/delete_with_files.html", {**context, "title": "Are you sure?"})
+        deleted = 0
         for row in rows:
             try:
                 row.delete_with_files()
+                deleted += 1
             except InUse as refused:
                 self.message_user(request, str(refused), messages.ERROR)
+        if deleted:
+            self.message_user(request, f"{deleted} deleted, with their files.", messages.SUCCESS)
+        return None
 
 
 def link(url: str, text: str) -> SafeString:

@@ -117,7 +117,7 @@ def train(trainer: "Trainer", params: Params, ctx: Context) -> None:
     ctx.stage("train", total=trainer.config.steps * params.batch_tokens, unit="tokens")
     ctx.at(trainer.tokens)
     saved = told = time.monotonic()
-    tokens = trainer.tokens
+    cost, tokens = 0.0, trainer.tokens
     for tick in trainer.run():
         ctx.at(tick.tokens)
         if tick.metrics:
@@ -129,10 +129,14 @@ def train(trainer: "Trainer", params: Params, ctx: Context) -> None:
             trainer.stopped = True
             break
         interrupted = wish in ("pause", "cancel", "stop")
-        if interrupted or time.monotonic() - saved > params.checkpoint_seconds:
+        began = time.monotonic()
+        # A large SAE takes long to write: a twentieth of the time at most, unless every step is asked for.
+        pause = max(params.checkpoint_seconds, 20 * cost) if params.checkpoint_seconds else 0
+        if interrupted or began - saved > pause:
             checkpoint.save(trainer, folder)
-            ctx.log(f"step {tick.step:,}: checkpoint")
             saved = time.monotonic()
+            cost = saved - began
+            ctx.log(f"step {tick.step:,}: checkpoint in {cost:.1f} s")
         if interrupted:
             ctx.check()
     checkpoint.save(trainer, folder)

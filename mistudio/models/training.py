@@ -7,6 +7,8 @@ from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import LanguageModel
 from mistudio.models.tokenization import Tokenization
 
+LOGGED = 2000  # steps, at most: a page reads them all
+
 
 class Training(Artifact):
     """A run: a sparse autoencoder fitted to the activations of one site, with its metrics and checkpoints."""
@@ -49,6 +51,7 @@ class Training(Artifact):
             "batch_tokens": self.batch_tokens,
             "lr": self.lr,
             "seed": self.seed,
+            "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.source,
         }

@@ -49,6 +49,8 @@ def creation(
     """Offer the form, keep what was typed when it is wrong, launch once however often it is sent."""
     data = request.POST if request.method == "POST" else None
     user: Any = request.user
+    if user.team is None:
+        return redirect("home")  # which says so
     form = form_class(data, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
     if data is not None:
         if before := form.already_sent():

@@ -18,6 +18,8 @@ SHOWN = 6
 @require_GET
 def home(request: HttpRequest) -> HttpResponse:
     team: Any = request.user.team  # type: ignore[union-attr]
+    if team is None:
+        return render(request, "no_team.html")
     return render(request, "home.html", {**now(team), "topics": [f"home.{team.pk}"]})
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from django.utils import timezone
 
 from jobs.endings import judge, settle
 from jobs.errors import JobError, classify
@@ -46,6 +47,20 @@ def test_the_ending_follows_from_the_last_word_the_wish_and_the_exit(row, outcom
     ending = judge(row(), outcome, told=told, exit_code=exit_code)
     assert (ending.to, ending.why) == (to, why)
     assert ending.fields["exit_code"] == exit_code
+
+
+@pytest.mark.parametrize(
+    ("told", "exit_code", "wish", "to"),
+    [
+        ("", None, "pause_requested_at", State.PAUSED),
+        ("", None, "cancel_requested_at", State.CANCELLED),
+        ("stop", -9, "cancel_requested_at", State.CANCELLED),
+        ("", -11, "pause_requested_at", State.FAILED),
+    ],
+)
+def test_what_was_wished_for_while_nobody_heard_it_is_done_at_the_end(row, told, exit_code, wish, to):
+    job = row(**{wish: timezone.now()})
+    assert judge(job, None, told=told, exit_code=exit_code).to == to
 
 
 def test_a_failure_says_code_words_hint_and_what_to_click(row):

@@ -73,9 +73,11 @@ def test_deleting_in_the_admin_takes_the_files_and_refuses_what_is_in_use(
     free = rows.language_model(alice.team, "free")
     free.folder.mkdir(parents=True)
     data = {"action": "delete_with_files", "_selected_action": [free.pk, filled.language_model.pk]}
+    asked = root.post(changelist(LanguageModel), data).content.decode()
+    assert "cannot be undone" in asked and "free" in asked and free.folder.exists()
     with django_capture_on_commit_callbacks(execute=True):
-        text = root.post(changelist(LanguageModel), data, follow=True).content.decode()
-    assert "is used by" in text and not free.folder.exists()
+        text = root.post(changelist(LanguageModel), {**data, "sure": "yes"}, follow=True).content.decode()
+    assert "is used by" in text and "1 deleted, with their files." in text and not free.folder.exists()
     assert set(LanguageModel.objects.values_list("pk", flat=True)) == {filled.language_model.pk}
 
 

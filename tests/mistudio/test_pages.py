@@ -174,3 +174,29 @@ def test_a_clone_of_a_training_has_all_its_settings(alice, client_of):
     shown = {name: form[name].value() for name in ("tokenization", "site", "width", "k", "lr", "seed")}
     settings = {"site": run.site, "width": "64", "k": "4", "lr": "0.00123", "seed": "7"}
     assert shown == {"tokenization": str(run.tokenization_id), **settings}
+
+
+def test_who_is_in_no_team_is_told_so(alice, client_of):
+    alice.teams.clear()
+    client = client_of(alice)
+    assert "You are in no team" in client.get("/").content.decode()
+    assert client.get("/models/new/").url == "/"
+    assert client.get("/trainings/").status_code == 200
+
+
+def test_every_page_leads_an_administrator_to_the_row_behind_it(admin_client, alice):
+    run = rows.training(alice.team)
+    user = admin_client.get("/").wsgi_request.user
+    user.teams.set([alice.team])
+    page = admin_client.get(run.get_absolute_url()).content.decode()
+    assert f'href="/admin/mistudio/training/{run.pk}/change/"' in page
+
+
+def test_a_failed_job_of_something_deleted_needs_no_look(alice, client_of):
+    row = rows.dataset(alice.team, ready_at=None)
+    Job.objects.create(
+        team=alice.team, kind="add_dataset", queue="cpu", title="typo", state="failed", subject=row.subject
+    )
+    assert "typo" in client_of(alice).get("/").content.decode()
+    row.delete()
+    assert "typo" not in client_of(alice).get("/").content.decode()
