@@ -200,3 +200,15 @@ def test_a_failed_job_of_something_deleted_needs_no_look(alice, client_of):
     assert "typo" in client_of(alice).get("/").content.decode()
     row.delete()
     assert "typo" not in client_of(alice).get("/").content.decode()
+
+
+def test_a_page_asks_as_much_with_many_around_its_object_as_with_few(alice, client_of):
+    model, sae = rows.language_model(alice.team), rows.sae(alice.team)
+    client = client_of(alice)
+    asked = []
+    for around in (2, 8):
+        for n in range(around):
+            rows.tokenization(alice.team, f"tokens-{around}-{n}", language_model=model)
+            rows.scan(alice.team, f"scan-{around}-{n}", sae=sae)
+        asked.append([queries(client, row.get_absolute_url()) for row in (model, sae, sae.training)])
+    assert asked[0] == asked[1] and max(asked[0]) <= 30
