@@ -65,8 +65,12 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         if ctx.snapshot.stage != "read":
             ctx.stage("read", total=total, unit="tokens")
         ctx.at(done)
-        if done == total:
-            ctx.stage("sort")
+        ctx.check()
+
+    def on_sort(share: float) -> None:
+        if ctx.snapshot.stage != "sort":
+            ctx.stage("sort", total=1)
+        ctx.at(share)
         ctx.check()
 
     counts = scan(
@@ -81,5 +85,6 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         model_batch=params.model_batch,
         seed=params.seed,
         on_progress=on_progress,
+        on_sort=on_sort,
     )
     return {**counts, "seconds": round(time.monotonic() - started, 1)}

@@ -3,7 +3,7 @@
 A pass writes one file per chunk of sequences; `merge` lays them out by feature with one counting sort.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ def write_chunk(path: Path, width: int, positions: np.ndarray, latents: np.ndarr
     )
 
 
-def merge(chunks: Sequence[Path], folder: Path, width: int) -> None:
+def merge(
+    chunks: Sequence[Path], folder: Path, width: int, on_progress: Callable[[float], None] = lambda share: None
+) -> None:
     """Writes offsets.npy, positions.npy and values.npy from the chunks, given in the order of the text."""
     total = np.zeros(width, dtype=np.int64)
     for chunk in chunks:
@@ -36,13 +38,14 @@ def merge(chunks: Sequence[Path], folder: Path, width: int) -> None:
     with store.replacing(folder / "positions.npy") as p, store.replacing(folder / "values.npy") as v:
         positions, values = (create(path, kind, n) for path, kind in ((p, dtype), (v, np.dtype(np.float32))))
         free = offsets[:-1].copy()  # where each feature's next code goes
-        for chunk in chunks:
+        for done, chunk in enumerate(chunks, 1):
             codes = store.read_tensors(chunk)
             counts = codes["counts"]
             first = counts.cumsum() - counts
             places = np.repeat(free - first, counts) + np.arange(counts.sum())
             positions[places], values[places] = codes["positions"], codes["values"]
             free += counts
+            on_progress(done / len(chunks))
         for array in (positions, values):
             if isinstance(array, np.memmap):
                 array.flush()

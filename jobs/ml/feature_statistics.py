@@ -2,6 +2,7 @@
 features.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def write_statistics(
     quantiles: int = 5,
     per_quantile: int = 5,
     seed: int = 0,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Reads offsets, positions and values in the folder; writes the arrays that evidence.py lists beside
     them.
@@ -45,6 +47,7 @@ def write_statistics(
         arrays["histogram"][begin:end] = block.histogram(bins)
         block.top_sequences(arrays["top_sequences"][begin:end])
         block.quantile_sequences(arrays["quantile_sequences"][begin:end], seed)
+        on_progress(end / M)
     for name, array in arrays.items():
         store.write_array(folder / f"{name}.npy", array)
 

@@ -40,12 +40,14 @@ def scan(
     model_batch: int = 8,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sort: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Writes the evidence on about `tokens` tokens (whole sequences) and returns the counts that its manifest
     keeps.
 
     sae_sha256: tells this SAE from others, so that a half-finished scan is not taken up with another one.
-    on_progress(tokens, of) is called after every forward pass and may raise: finished chunks are kept.
+    on_progress(tokens, of) is called after every forward pass, on_sort(share) while what was read is put in order.
+    Both may raise: finished chunks are kept.
     Raises ValueError where the split is empty.
     """
     folder = Path(folder)
@@ -72,8 +74,8 @@ def scan(
     if (finished := begin(folder, plan)) is not None:
         return finished["counts"]
     chunks = reading.write_chunks(folder / "chunks")
-    merge(chunks, folder, sae.width)
-    write_statistics(folder, shards.context_length, seed=seed)
+    merge(chunks, folder, sae.width, lambda share: on_sort(0.4 * share))
+    write_statistics(folder, shards.context_length, seed=seed, on_progress=lambda share: on_sort(0.4 + 0.4 * share))
     write_directions(reading, folder)
     return finish(reading, folder, plan)
 

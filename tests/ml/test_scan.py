@@ -177,6 +177,26 @@ def test_a_scan_interrupted_anywhere_ends_with_the_same_bytes(shards, tmp_path) 
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("calls", [1, 7], ids=["in the merge", "in the statistics"])
+def test_a_scan_interrupted_while_it_sorts_reads_nothing_again(shards, tmp_path, calls) -> None:
+    quickly(shards, tmp_path / "whole")
+    shares: list[float] = []
+
+    def stop_later(share: float) -> None:
+        shares.append(share)
+        if len(shares) == calls:
+            raise Stop
+
+    with pytest.raises(Stop):
+        quickly(shards, tmp_path / "broken", on_sort=stop_later)
+    assert shares == sorted(shares) and 0 < shares[-1] < 1
+    kept = len(list((tmp_path / "broken" / "chunks").glob("chunk-*")))
+    passes: list[int] = []
+    quickly(shards, tmp_path / "broken", on_progress=lambda done, total: passes.append(done))
+    assert len(passes) == kept > 1, "each chunk is passed over once"
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
 def in_small_chunks(tokens: Path, folder: Path) -> None:
     scan_module.CHUNK_TOKENS, feature_statistics.BLOCK = 500, 700
     quickly(TokenShards(tokens, "held_out"), folder)
