@@ -27,6 +27,7 @@ PACKINGS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
+    ".zst": lambda raw: zstd(raw),
 }
 ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog)(\..*)?|dataset_infos?\.json|state\.json", re.IGNORECASE)
 MAGIC = {
@@ -135,6 +136,12 @@ def encoding_of(head: bytes, name: str) -> str:
     if len(head) >= 32 and len(head) - len(head.translate(None, CONTROLS)) > 0.1 * len(head):
         raise Unusable(f"{name} is a binary file, not text.", "Give a text file in UTF-8.")
     return "utf-8"
+
+
+def zstd(raw: IO[bytes]) -> Any:
+    import pyarrow  # late: most files need none of it
+
+    return pyarrow.CompressedInputStream(raw, "zstd")
 
 
 class OpenFile:

@@ -411,7 +411,17 @@ def test_a_file_of_a_folder_that_lacks_the_column_is_named(lay):
         read(path.parent)
 
 
-@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def zstd_in_two_frames(data):
+    frames = (
+        pa.compress(part, codec="zstd", asbytes=True) for part in (data[: len(data) // 2], data[len(data) // 2 :])
+    )
+    return b"".join(frames)
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd_in_two_frames)],
+)
 def test_packed_files_are_read_and_torn_ones_told(lay, ending, pack):
     rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(9000))
     path = lay(f"a.jsonl.{ending}", pack(rows.encode()))
@@ -423,7 +433,8 @@ def test_packed_files_are_read_and_torn_ones_told(lay, ending, pack):
 
 @quick
 @given(
-    st.binary(min_size=1, max_size=300), st.sampled_from(["txt", "jsonl", "json", "csv", "tsv", "parquet", "txt.gz"])
+    st.binary(min_size=1, max_size=300),
+    st.sampled_from(["txt", "jsonl", "json", "csv", "tsv", "parquet", "txt.gz", "txt.zst"]),
 )
 def test_whatever_bytes_a_file_holds_it_is_read_or_refused_in_words(lay, data, ending):
     try:
