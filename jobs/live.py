@@ -50,6 +50,11 @@ def topics() -> dict[str, Topic]:
     return {name: import_string(path) for name, path in settings.LIVE_TOPICS.items()}
 
 
+def own_team(user: Any, key: str) -> bool:
+    """`visible` of topics whose key is a team."""
+    return user.team is not None and key == str(user.team.pk)
+
+
 def find(name: str) -> tuple[Topic, str] | None:
     """The topic and the key of "trainings.12"; None for a name that is no topic."""
     noun, _, key = name.partition(".")

@@ -188,15 +188,11 @@ def render_job(key: str) -> str:
     return render_to_string("jobs/_job.html", {"job": row}) if row else ""
 
 
-def operations_visible(user: Any, key: str) -> bool:
-    return user.team is not None and key == str(user.team.pk)
-
-
 def render_operations(key: str) -> str:
     return render_to_string("jobs/_operations.html", now(int(key)))
 
 
 job_topic = Topic(visible=job_visible, render=render_job, of_job=lambda job: str(job.pk))
 operations_topic = Topic(
-    visible=operations_visible, render=render_operations, of_job=lambda job: str(job.team_id), interval=1.0
+    visible=live.own_team, render=render_operations, of_job=lambda job: str(job.team_id), interval=1.0
 )

@@ -48,6 +48,7 @@ def resume(trainer: Trainer, folder: Path | str) -> bool:
     """Puts a new trainer where the newest whole checkpoint of the same run was. False where there is none:
     those of other runs are removed, they would push out what this one saves.
     """
+    mine = identity(trainer)
     for path in reversed(checkpoints(Path(folder))):
         try:
             state = store.read_json(path / "state.json")
@@ -55,7 +56,7 @@ def resume(trainer: Trainer, folder: Path | str) -> bool:
                 continue
         except (OSError, ValueError, KeyError):  # torn by a crash of the machine: an older one may be whole
             continue
-        if state["run"] != identity(trainer):
+        if state["run"] != mine:
             continue
         restore(trainer, store.read_tensors(path / "state.safetensors"))
         trainer.step, trainer.scale = state["step"], state["scale"]

@@ -7,7 +7,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from jobs.live import Topic
+from jobs.live import Topic, own_team
 from jobs.models import Job, State
 from mistudio.models import Dataset, Feature, LanguageModel, Sae, Team, Tokenization, Training
 from mistudio.models.artifact import Artifact, existing
@@ -28,7 +28,8 @@ def now(team: Team) -> dict[str, Any]:
     return {
         "steps": steps(team),
         "running": jobs.filter(state__in=State.unfinished()).order_by("-state", "pk")[:SHOWN],
-        "failed_jobs": failed_jobs(jobs),
+        "failed_jobs": (failed := failed_jobs(jobs))[:SHOWN],
+        "n_failed": len(failed),
         "recent_saes": Sae.objects.of_team(team).select_related("language_model").order_by("-pk")[:SHOWN],
     }
 
@@ -103,13 +104,9 @@ def step(title: str, n: dict[str, int], url: str, action: str, label: str, what:
     }
 
 
-def visible(user: Any, key: str) -> bool:
-    return key.isdecimal() and user.team is not None and user.team.pk == int(key)
-
-
 def live(key: str) -> str:
     team = Team.objects.filter(pk=int(key)).first()
     return render_to_string("home/_now.html", now(team)) if team else ""
 
 
-topic = Topic(visible=visible, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
+topic = Topic(visible=own_team, render=live, of_job=lambda job: str(job.team_id), interval=1.0)

@@ -7,7 +7,7 @@ from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from jobs.live import Topic
+from jobs.live import Topic, own_team
 from jobs.models import Job, State
 from jobs.queue import worker_alive
 from mistudio.models import Dataset, LanguageModel, Sae, Team, Tokenization, Training
@@ -62,15 +62,11 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
     ]
 
 
-def visible(user: Any, key: str) -> bool:
-    return user.team is not None and key == str(user.team.pk)
-
-
 def live(key: str) -> str:
     return render_to_string("_work.html", under_way(int(key)))
 
 
-topic = Topic(visible=visible, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
+topic = Topic(visible=own_team, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
 
 
 @require_POST

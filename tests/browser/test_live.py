@@ -69,6 +69,7 @@ def test_a_button_that_came_with_the_news_works(page, sleepy):
     page.get_by_role("button", name=re.compile("^Pause")).click()
     expect(page.locator(".badge").first).to_have_text("Paused", timeout=30_000)
     expect(page.get_by_role("button", name=re.compile("^Resume"))).to_be_visible()
+    expect(page.locator(".toast")).to_contain_text("saves its state")  # the page was fetched anew meanwhile
 
 
 def test_what_is_selected_is_not_taken_away(page, sleepy):
@@ -93,11 +94,24 @@ def test_a_list_and_the_header_follow_jobs_that_begin_elsewhere(page, sleepy):
     expect(page.locator("#work")).to_contain_text(re.compile(r"[1-9] running"), timeout=30_000)
 
 
+def test_what_was_typed_survives_the_news(page, sleepy):
+    page.goto("/jobs/")
+    link(page, "Live")
+    page.locator("[data-search]").fill("half a word")
+    page.locator("[data-search]").blur()
+    sleepy("while somebody types")
+    expect(page.locator("#work")).to_contain_text(re.compile(r"[1-9] running"), timeout=30_000)
+    page.wait_for_timeout(2000)  # the page would have fetched itself by now
+    expect(page.locator("[data-search]")).to_have_value("half a word")
+
+
 def test_without_a_socket_the_page_asks(page, sleepy):
     page.route_web_socket("**/live/**", lambda socket: socket.close(code=1008))
     page.goto(sleepy("by asking"))
     link(page, "Polling")
+    before = percent(page)
     wait_for_progress(page)
+    assert percent(page) > before
 
 
 @pytest.mark.slow
@@ -116,7 +130,9 @@ def test_a_silent_server_is_said_and_news_come_again(page, sleepy):
     link(page, "Stale")
     page.unroute("**/live/fragments/**")
     link(page, "Polling")
+    before = percent(page)
     wait_for_progress(page)
+    assert percent(page) > before
 
 
 def test_keys_lead_to_the_search_and_can_be_turned_off(page):

@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+from django.db import OperationalError
 
 from jobs import child, processes
 from jobs.context import Context
@@ -122,6 +123,21 @@ def test_signals_are_words_and_nothing_takes_back_a_stop(here):
 def test_every_error_code_can_be_told_to_sleepy(claimed):
     outcome = child.perform(claimed(then="raise", error="something odd"), Context())
     assert outcome.error["code"] == "UNKNOWN" and "something odd" in outcome.error["message"]
+
+
+def test_a_database_that_was_away_for_a_moment_costs_no_finished_work(claimed, monkeypatch):
+    said = []
+
+    def ingest(job, result):
+        said.append(result)
+        if len(said) < 3:
+            raise OperationalError("the server closed the connection")
+
+    monkeypatch.setattr(child, "import_string", lambda path: ingest)
+    monkeypatch.setattr(child.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(child.connections, "close_all", lambda: said.append("closed"))
+    outcome = child.perform(claimed(steps=1, seconds=0), Context())
+    assert outcome.how == "succeeded" and [word for word in said if word == "closed"] == ["closed"]
 
 
 def test_a_process_is_known_by_its_start_and_not_by_its_number_alone():

@@ -81,6 +81,19 @@ def test_deleting_in_the_admin_takes_the_files_and_refuses_what_is_in_use(
     assert set(LanguageModel.objects.values_list("pk", flat=True)) == {filled.language_model.pk}
 
 
+def test_a_new_person_is_in_the_default_team(root):
+    data = {
+        "username": "dora",
+        "usable_password": "true",
+        "password1": "correct horse 1",
+        "password2": "correct horse 1",
+    }
+    address = reverse("admin:mistudio_user_add")
+    assert "membership" not in root.get(address).content.decode().split("<form", 2)[-1]
+    assert root.post(address, data).status_code == 302
+    assert User.objects.get(username="dora").team is not None
+
+
 def test_verify_says_what_is_missing(alice, root):
     gone = rows.language_model(alice.team, "gone", files=[{"name": "config.json", "bytes": 2, "sha256": "x"}])
     data = {"action": "verify", "_selected_action": [gone.pk]}

@@ -67,6 +67,13 @@ def test_two_objects_with_one_name_are_refused_and_made_up_names_get_a_number(al
     assert launched(LanguageModelForm, alice, {"source": "other/gpt2"}).name == "gpt2-2"
 
 
+def test_a_name_taken_in_the_same_moment_is_an_error_of_the_field(alice):
+    form = LanguageModelForm({"source": "gpt2", "name": "mine"}, team=alice.team, owner=alice)
+    assert form.is_valid()
+    rows.language_model(alice.team, "mine")
+    assert form.launch() is None and "just taken" in form.errors["name"][0]
+
+
 def test_another_team_may_use_the_same_name(alice, charlie):
     for person in (alice, charlie):
         assert launched(DatasetForm, person, {"source": "owner/texts"}).name == "texts"
