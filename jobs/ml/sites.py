@@ -10,9 +10,10 @@ Names are TransformerLens', so an SAE trained here means the same elsewhere. For
 Modules are found by structure: the list of blocks is the ModuleList as long as the config has layers.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -153,26 +154,41 @@ def in_features(projection: Any) -> int:
     return int(getattr(projection, "in_features", None) or projection.weight.shape[0])
 
 
-class _Captured(Exception):
-    """Leaves the forward pass with the tensor that was asked for."""
+class _Complete(Exception):
+    """Leaves the forward pass when every tensor that was asked for has come by."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+
+def capture(model: nn.Module, site: Site | str, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """The site's tensor [B, T, width] for input_ids [B, T]; nothing after the site is computed."""
+    [tensor] = capture_all(model, [site], input_ids, attention_mask).values()
+    return tensor
 
 
 @torch.no_grad()
-def capture(model: nn.Module, site: Site | str, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """The site's tensor [B, T, width] for input_ids [B, T]; nothing after the site is computed."""
+def capture_all(
+    model: nn.Module, sites: Sequence[Site | str], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Name → tensor [B, T, width] of every site, from one forward pass that ends at the last of them.
 
-    def leave(tensor: Tensor) -> Tensor:
-        raise _Captured(tensor)
+    Raises UnknownSite where the pass does not come by one of them.
+    """
+    wanted = [resolve(model, site) if isinstance(site, str) else site for site in sites]
+    found: dict[str, Tensor] = {}
 
-    with replaced(model, site, leave):
-        try:
+    def keep(name: str, tensor: Tensor) -> Tensor:
+        found[name] = tensor.view(*input_ids.shape, -1)
+        if len(found) == len(wanted):
+            raise _Complete
+        return tensor
+
+    with ExitStack() as hooks:
+        for site in wanted:
+            hooks.enter_context(replaced(model, site, partial(keep, site.name)))
+        with suppress(_Complete):
             model(input_ids=input_ids, attention_mask=attention_mask)
-        except _Captured as caught:
-            return caught.tensor.view(*input_ids.shape, -1)
-    raise UnknownSite(f"the forward pass of {type(model).__name__} did not come by {site}")
+    if missed := [site.name for site in wanted if site.name not in found]:
+        raise UnknownSite(f"the forward pass of {type(model).__name__} did not come by {', '.join(missed)}")
+    return {site.name: found[site.name] for site in wanted}
 
 
 @contextmanager

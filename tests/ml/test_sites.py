@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from jobs.ml.directions import final_norm
-from jobs.ml.sites import UnknownSite, UnsupportedModel, capture, find_blocks, list_sites, replaced, resolve
+from jobs.ml.sites import (
+    UnknownSite,
+    UnsupportedModel,
+    capture,
+    capture_all,
+    find_blocks,
+    list_sites,
+    replaced,
+    resolve,
+)
 from tests.ml.tiny import DECODERS, ENCODERS, tiny_model
 
 SEQUENTIAL = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt2", "opt", "bloom"]
@@ -110,6 +119,13 @@ def test_nothing_after_the_site_is_computed(model) -> None:
     assert not [path for path in calls if "mlp" in path and path.startswith(f"{blocks}.1")]
     for hook in hooks:
         hook.remove()
+
+
+def test_many_sites_come_from_one_pass_as_each_would_alone(model) -> None:
+    names = [site.name for site in list_sites(model)][::-1]
+    together = capture_all(model, names, IDS)
+    assert list(together) == names
+    assert all(torch.equal(tensor, capture(model, name, IDS)) for name, tensor in together.items())
 
 
 def test_no_hook_is_left_behind_even_after_an_error(model) -> None:
