@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
-from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, User
+from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, Template, User
 from mistudio.models.artifact import InUse
 
 admin.site.site_header = "miStudio data"
@@ -126,6 +126,15 @@ class FeatureAdmin(admin.ModelAdmin):
     @admin.display(description="on the site")
     def page(self, row: Feature) -> str:
         return link(row.get_absolute_url(), "open")
+
+
+@admin.register(Template)
+class TemplateAdmin(admin.ModelAdmin):
+    list_display = ("name", "noun", "team", "owner", "favourite", "created_at")
+    list_select_related = ("team", "owner")
+    list_filter = ("noun", "team", "favourite")
+    search_fields = ("name",)
+    readonly_fields = ("noun", "values")
 
 
 class MembershipInline(admin.TabularInline):

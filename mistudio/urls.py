@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from mistudio.views import account, dataset, feature, home, language_model, sae, shell, tokenization, training
+from mistudio.views import account, dataset, feature, home, language_model, sae, shell, template, tokenization, training
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -35,6 +35,11 @@ urlpatterns = [
     path("scans/", sae.scans, name="scans"),
     path("scans/<int:pk>/", sae.scan, name="scan"),
     path("scans/<int:pk>/delete/", sae.scan_delete, name="scan_delete"),
+    path("templates/", template.templates, name="templates"),
+    path("templates/import/", template.template_import, name="templates_import"),
+    path("templates/<int:pk>/export/", template.template_export, name="template_export"),
+    path("templates/<int:pk>/favourite/", template.template_favourite, name="template_favourite"),
+    path("templates/<int:pk>/delete/", template.template_delete, name="template_delete"),
     path("", include("jobs.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -3,6 +3,7 @@ from typing import Any
 
 from django import forms
 from django.db import IntegrityError, transaction
+from django.forms.boundfield import BoundField
 from django.forms.models import ModelChoiceField
 
 from jobs.errors import InvalidInput
@@ -29,6 +30,10 @@ class ArtifactForm(forms.ModelForm):
                 first = field.queryset.first()
                 if first:
                     self.initial.setdefault(name, first.pk)
+
+    def references(self) -> list[BoundField]:
+        """The fields that choose an object of the team."""
+        return [self[name] for name, field in self.fields.items() if isinstance(field, ModelChoiceField)]
 
     def already_sent(self) -> Artifact | None:
         """The object that this very form made before: a second click must not make a second one."""

@@ -7,7 +7,8 @@ from django.forms.models import ModelChoiceField
 from jobs.management.job_command import BadInput, JobCommand
 from jobs.models import Job
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.models import Artifact, Team, User
+from mistudio.forms.template import FORMS
+from mistudio.models import Artifact, Team, Template, User
 
 
 class ArtifactCommand(JobCommand):
@@ -18,6 +19,8 @@ class ArtifactCommand(JobCommand):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
+        if self.form_class in FORMS.values():
+            parser.add_argument("--template", help="settings saved under this name; what else is given counts more")
         for name, field in self.form_class.base_fields.items():
             if name == "submission":
                 continue
@@ -37,13 +40,22 @@ class ArtifactCommand(JobCommand):
         return artifact.job, artifact
 
     def form_data(self, team: Team, options: dict[str, Any]) -> dict[str, Any]:
-        data = {}
+        data = self.saved_settings(team, options.get("template"))
         for name, field in self.form_class.base_fields.items():
             value = options.get(name)
             if value is None:
                 continue
             data[name] = self.key_of(team, field, name, value) if isinstance(field, ModelChoiceField) else value
         return data
+
+    def saved_settings(self, team: Team, name: str | None) -> dict[str, Any]:
+        if not name:
+            return {}
+        known = Template.objects.of_team(team).filter(noun=self.form_class._meta.model._meta.model_name)
+        if row := known.filter(name=name).first():
+            return dict(row.values)
+        there_are = ", ".join(known.values_list("name", flat=True)[:8]) or "none yet"
+        raise BadInput({"template": [f"No template “{name}” for this. There are: {there_are}."]})
 
     @staticmethod
     def key_of(team: Team, field: ModelChoiceField, name: str, reference: str) -> str:

@@ -5,6 +5,7 @@ from mistudio.models.language_model import LanguageModel
 from mistudio.models.sae import Sae
 from mistudio.models.scan import Scan
 from mistudio.models.team import Membership, Team, User
+from mistudio.models.template import Template
 from mistudio.models.tokenization import Tokenization
 from mistudio.models.training import Training
 
@@ -20,6 +21,7 @@ __all__ = [
     "Sae",
     "Scan",
     "Team",
+    "Template",
     "Tokenization",
     "Training",
     "User",

@@ -12,7 +12,8 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.models import Artifact
+from mistudio.forms.template import TemplateForm
+from mistudio.models import Artifact, Template
 from mistudio.models.artifact import InUse
 
 PAGE = 50
@@ -51,14 +52,31 @@ def creation(
     user: Any = request.user
     if user.team is None:
         return redirect("home")  # which says so
-    form = form_class(data, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
-    if data is not None:
+    templates = Template.objects.of_team(user.team).filter(noun=form_class._meta.model._meta.model_name)
+    chosen = chosen_template(templates, request.GET.get("template", ""))
+    initial = {**(chosen.values if chosen else {}), **request.GET.dict()}
+    form = form_class(data, team=user.team, owner=user, initial=initial, **kwargs)
+    template_form = TemplateForm(data if keeping(request) else None, form=form)
+    context = {"templates": templates, "chosen_template": chosen, "template_form": template_form, **(context or {})}
+    if keeping(request):
+        if row := template_form.keep():
+            messages.success(request, f"Saved template “{row.name}”. Nothing was started.")
+    elif data is not None:
         if before := form.already_sent():
             return redirect(before)
         if made := form.launch() or form.already_sent():  # a second click may come before the first is answered
             return redirect(made)
-    status = 422 if form.is_bound else 200
-    return render(request, template, {"form": form, **(context or {})}, status=status)
+    status = 422 if form.errors or template_form.errors else 200
+    return render(request, template, {"form": form, **context}, status=status)
+
+
+def keeping(request: HttpRequest) -> bool:
+    """Was “Save template” pressed, and not the button that starts the work?"""
+    return request.POST.get("keep") == "template"
+
+
+def chosen_template(templates: QuerySet[Template], key: str) -> Template | None:
+    return templates.filter(pk=int(key)).first() if key.isdecimal() else None
 
 
 def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpResponse:

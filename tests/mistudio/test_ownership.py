@@ -5,6 +5,7 @@ import pytest
 from django.urls import get_resolver, reverse
 
 from jobs.models import Job
+from mistudio.models import Template
 from tests import rows
 
 pytestmark = pytest.mark.django_db
@@ -27,6 +28,7 @@ def everything(alice):
         "sae": sae.pk,
         "scan": scan.pk,
         "job": job.pk,
+        "template": Template.objects.create(team=team, noun="training", name="secret template").pk,
     }
     return {"sae": sae, **{f"{noun}_pk": pk for noun, pk in pks.items()}}
 
@@ -63,7 +65,7 @@ def test_a_stranger_finds_nothing_at_any_address_of_anothers_object(everything, 
 
 def test_a_stranger_sees_none_of_it_in_any_list(everything, charlie, client_of):
     client = client_of(charlie)
-    for name in ("home", "languagemodels", "datasets", "tokenizations", "trainings", "saes", "jobs"):
+    for name in ("home", "languagemodels", "datasets", "tokenizations", "trainings", "saes", "jobs", "templates"):
         text = client.get(reverse(name)).content.decode()
         assert "secret" not in text and "sae-run" not in text, name
 
