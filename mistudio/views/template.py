@@ -26,7 +26,9 @@ def page(request: HttpRequest, form: TemplateImportForm) -> HttpResponse:
     rows = owned(request).select_related("owner")
     total = rows.count()
     chosen = rows.filter(noun=noun) if noun in FORMS else rows
-    shown = [{"template": row, "noun": spoken(row.noun), "start": start(row)} for row in chosen]
+    shown = [
+        {"template": row, "noun": spoken(row.noun), "start": start(row), "settings": settings(row)} for row in chosen
+    ]
     nouns = [(key, spoken(key)) for key in FORMS]
     context = {"rows": shown, "total": total, "nouns": nouns, "noun": noun, "form": form}
     return render(request, "template/list.html", context, status=422 if form.is_bound else 200)
@@ -34,6 +36,13 @@ def page(request: HttpRequest, form: TemplateImportForm) -> HttpResponse:
 
 def spoken(noun: str) -> str:
     return FORMS[noun]._meta.model.NOUN if noun in FORMS else noun
+
+
+def settings(row: Template) -> list[tuple[str, Any]]:
+    """As the form calls them."""
+    fields = FORMS[row.noun].base_fields if row.noun in FORMS else {}
+    labels = {name: field.label or name.capitalize().replace("_", " ") for name, field in fields.items()}
+    return [(str(labels.get(name, name)), value) for name, value in row.values.items()]
 
 
 def start(row: Template) -> str:
