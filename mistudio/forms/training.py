@@ -10,8 +10,15 @@ WIDTH, TOKENS = 2048, 1_000_000
 DEFAULTS = {"topk": ("k", 32), "standard": ("l1_coefficient", 5.0)}
 
 
+class SiteSelect(forms.Select):
+    """The sites that a model lists. One of another name is typed into a field beside it, and counts then."""
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> str | None:
+        return (data.get(f"{name}_typed") or "").strip() or super().value_from_datadict(data, files, name)
+
+
 class TrainingForm(ArtifactForm):
-    site = forms.CharField(widget=forms.Select)
+    site = forms.CharField(widget=SiteSelect, max_length=120)
 
     class Meta:
         model = Training
@@ -54,16 +61,22 @@ class TrainingForm(ArtifactForm):
         for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed"):
             self.fields[name].required = False
         self.chosen = self._chosen_tokenization()
-        sites = self.chosen.language_model.sites if self.chosen else []
-        self.fields["site"].widget.choices = [(s["name"], f"{s['name']} · {s['width']:,} wide") for s in sites]
-        if self.chosen and self.initial.get("site") not in [s["name"] for s in sites]:
-            self.initial["site"] = middle_residual(self.chosen)
+        if self.chosen:
+            self._offer_sites(self.chosen)
 
     def _chosen_tokenization(self) -> Tokenization | None:
         field: Any = self.fields["tokenization"]
         field.queryset = field.queryset.select_related("language_model", "dataset")
         key = str((self.data if self.is_bound else self.initial).get("tokenization") or "")
         return field.queryset.filter(pk=int(key)).first() if key.isdecimal() else field.queryset.first()
+
+    def _offer_sites(self, tokenization: Tokenization) -> None:
+        model, field = tokenization.language_model, self.fields["site"]
+        named = self.initial.get("site") or ""
+        if not named or model.why_no_site(named):
+            named = self.initial["site"] = middle_residual(tokenization)
+        choices = {entry["name"]: f"{entry['name']} · {entry['width']:,} wide" for entry in model.sites}
+        field.widget.choices = list(({named: named} | choices).items() if named not in choices else choices.items())
 
     def clean_width(self) -> int:
         return self._between("width", 1, WIDEST, WIDTH)
@@ -109,10 +122,8 @@ class TrainingForm(ArtifactForm):
         return data
 
     def _check_site(self, model: Any, site: str | None) -> None:
-        if site and model.site_width(site) is None:
-            names = [entry["name"] for entry in model.sites]
-            some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            self.add_error("site", f"{model.name} has no site {site}. It has {some}.")
+        if site and (wrong := model.why_no_site(site)):
+            self.add_error("site", wrong)
 
     def _settle_sparsity(self, data: dict[str, Any]) -> None:
         """Each architecture has one sparsity setting; the other's is dropped."""
@@ -131,7 +142,7 @@ class TrainingForm(ArtifactForm):
 
     def suggested_name(self) -> str:
         data = self.cleaned_data
-        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-")
+        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-").replace(":", "-")
         return f"{data['tokenization'].language_model.name}-{where}-{data['architecture']}-{data['width']}"
 
 
