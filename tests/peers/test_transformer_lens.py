@@ -1,19 +1,32 @@
-"""The names under which SAEs are exported mean the same tensors in TransformerLens: python -m pytest -m peers tests/peers"""
+"""The names under which SAEs are exported mean the same tensors in TransformerLens: pytest -m peers tests/peers"""
 
 import pytest
 import torch
 
 from jobs.ml.saelens import hook_of
 from jobs.ml.sites import capture_all, list_sites
-from tests.ml.tiny import tiny_model
+from tests.ml.tiny import DECODERS, tiny_model
 
 pytestmark = pytest.mark.peers
 
 IDS = torch.arange(24).view(2, 12) * 7 % 300
-FAMILIES = ["gpt2", "llama", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi", "phi3", "opt", "bloom"]
+FAMILIES = [
+    "gpt2",
+    "llama",
+    "gpt_neox",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "opt",
+    "bloom",
+]
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_every_exported_name_is_the_same_tensor_there(kind) -> None:
     sources = pytest.importorskip("transformer_lens.model_bridge.sources", reason="transformer_lens is not installed")
     model = tiny_model(kind, attn_implementation="eager")  # the bridge changes the model that it is given
