@@ -8,7 +8,9 @@ NONE = "–"
 WRITTEN = {  # words of the code that people write otherwise
     **{word: word.upper() for word in ("bos", "ce", "cpu", "ev", "fvu", "gpu", "kl", "l0", "l1", "l2", "mse", "sae")},
     "d_in": "width of the site",
+    "dtype": "precision",
     "lr": "learning rate",
+    "model_batch": "sequences per forward pass",
     "topk": "TopK",
 }
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")

@@ -140,6 +140,7 @@ WRONG_TRAININGS = [
     ("lr", "-1", "outside 0 to 1"),
     ("lr", "nan", "Enter a number"),
     ("architecture", "magic", "not one of the available"),
+    ("dtype", "int3", "not one of the available"),
 ]
 
 
@@ -182,6 +183,20 @@ def test_a_site_that_is_not_listed_can_be_typed_and_counts_before_the_chosen_one
     assert run.site == run.job.params["site"] == site
     again = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk), "site": site})
     assert again.initial["site"] == again.fields["site"].widget.choices[0][0] == site
+
+
+def test_the_fastest_precision_is_taken_unless_one_is_chosen_and_a_scan_reads_in_the_same(alice):
+    tokens = rows.tokenization(alice.team)
+    data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post"}
+    fastest = launched(TrainingForm, alice, data)
+    chosen = launched(TrainingForm, alice, {**data, "dtype": "float16"})
+    assert (fastest.job.params["dtype"], chosen.job.params["dtype"]) == ("auto", "float16")
+    assert (fastest.computed_in, chosen.computed_in) == ("", "float16")
+    fastest.result = {"dtype": "bfloat16"}
+    assert fastest.computed_in == "bfloat16"
+    for run, dtype in ((fastest, "bfloat16"), (chosen, "float16"), (rows.training(alice.team), "float32")):
+        sae = rows.sae(alice.team, f"sae-{dtype}", training=run)
+        assert launched(ScanForm, alice, {"n_tokens": "10"}, sae=sae).job.params["dtype"] == dtype
 
 
 def test_a_scan_reads_what_the_sae_was_trained_on_and_never_more_than_is_held_out(alice):
