@@ -63,6 +63,7 @@ def bench_training(options: argparse.Namespace, tokens_folder: str) -> TopK:
     trainer = training.begin(
         config, model_folder=options.model, tokens_folder=tokens_folder, site=options.site,
         buffer_tokens=options.buffer_tokens, model_batch=options.model_batch, skip_special=True, dtype="float32",
+        begun=Path(tokens_folder) / "begun.json",
     )  # fmt: skip
     stream, n = trainer.stream, options.batch_tokens
     chunks = iter(range(10**9))

@@ -8,7 +8,9 @@ NONE = "–"
 WRITTEN = {  # words of the code that people write otherwise
     **{word: word.upper() for word in ("bos", "ce", "cpu", "ev", "fvu", "gpu", "kl", "l0", "l1", "l2", "mse", "sae")},
     "d_in": "width of the site",
+    "dtype": "precision",
     "lr": "learning rate",
+    "model_batch": "sequences per forward pass",
     "topk": "TopK",
 }
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -191,8 +193,8 @@ def by_block(sites: Any) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Sites of a model by block, blocks of the same hooks as one: ("blocks.0 to 25", [("hook_z", 768), …])."""
     rows: dict[str, list[tuple[str, Any]]] = {}
     for site in sites or ():
-        block, _, hook = str(site.get("name", "")).rpartition(".")
-        rows.setdefault(block, []).append((hook, site.get("width")))
+        *where, hook = str(site.get("name", "")).split(".", 2)
+        rows.setdefault(".".join(where), []).append((hook, site.get("width")))
     merged: list[tuple[str, list[tuple[str, Any]]]] = []
     for block, hooks in rows.items():
         if merged and merged[-1][1] == hooks:

@@ -7,7 +7,9 @@ from django.utils import timezone
 from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
 
 SITES = [
-    {"name": f"blocks.{n}.{hook}", "width": 16} for n in range(2) for hook in ("hook_resid_pre", "hook_resid_post")
+    {"name": f"blocks.{n}.{hook}", "width": 16}
+    for n in range(2)
+    for hook in ("hook_resid_pre", "hook_z", "hook_resid_post")
 ]
 
 

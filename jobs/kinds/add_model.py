@@ -18,7 +18,7 @@ ON_SUCCESS = "mistudio.ingest.language_model"
 
 CHUNK = 4 * 2**20
 ORIGIN = "origin.json"  # what the files belong to, from the first of them on
-MADE = {ORIGIN, "manifest.json", "vocabulary.json"}
+MADE = {ORIGIN, "manifest.json", "vocabulary.json", "calibration.json"}
 Advance = Callable[[int], None]
 
 

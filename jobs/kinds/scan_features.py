@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.kinds.train_sae import UNKNOWN_ROWS, check_dtype
 
 LABEL = "Scan features"
 QUEUE = "gpu"
@@ -24,14 +25,15 @@ class Params:
     tokens: int  # held-out tokens to read
     seed: int = 0
     skip_special: bool = True
-    model_batch: int = 8  # sequences per forward pass
-    dtype: str = "float32"
+    model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
+    dtype: str = "float32"  # of the language model, one of PRECISIONS
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
-        if self.model_batch < 1:
+        if self.model_batch is not None and self.model_batch < 1:
             raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
+        check_dtype(self.dtype)
         for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
@@ -39,7 +41,10 @@ class Params:
 
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough."""
-    return replace(params, model_batch=params.model_batch // 2) if params.model_batch > 1 else None
+    from jobs.ml.evidence import plan_of
+
+    rows = params.model_batch or plan_of(Path(params.folder)).get("model_batch", UNKNOWN_ROWS)
+    return replace(params, model_batch=rows // 2) if rows > 1 else None
 
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
@@ -47,8 +52,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     import time
 
     from jobs.ml import store
+    from jobs.ml.calibration import load_calibrated
     from jobs.ml.determinism import set_up
-    from jobs.ml.language_model import load_model
+    from jobs.ml.evidence import plan_of
     from jobs.ml.saelens import load_sae
     from jobs.ml.scan import scan
     from jobs.ml.tokens import TokenShards
@@ -58,7 +64,16 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     shards = TokenShards(params.tokens_folder, "held_out")
     device = set_up(params.seed)
     sae = load_sae(params.sae_folder, device)
-    model = load_model(params.model_folder, device, params.dtype)
+    begun = plan_of(Path(params.folder))  # an attempt before this one settled what is left open
+    model, dtype, rows = load_calibrated(
+        params.model_folder,
+        site=params.site,
+        context_length=shards.context_length,
+        device=device,
+        dtype=begun.get("dtype", "auto") if params.dtype == "auto" else params.dtype,
+        rows=params.model_batch or begun.get("model_batch"),
+    )
+    ctx.log(f"forward passes of {rows} sequences in {dtype}")
     ctx.check()
 
     def on_progress(done: int, total: int) -> None:
@@ -82,9 +97,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         tokens=params.tokens,
         sae_sha256=store.sha256(Path(params.sae_folder) / "sae_weights.safetensors"),
         skip_special=params.skip_special,
-        model_batch=params.model_batch,
+        model_batch=rows,
         seed=params.seed,
         on_progress=on_progress,
         on_sort=on_sort,
     )
-    return {**counts, "seconds": round(time.monotonic() - started, 1)}
+    return {**counts, "dtype": dtype, "model_batch": rows, "seconds": round(time.monotonic() - started, 1)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.ml.config import BadConfig, TrainConfig
+from jobs.ml.config import PRECISIONS, BadConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jobs.ml.train import Trainer
@@ -18,6 +18,9 @@ RESUMABLE = True
 FINISH_EARLY = True
 STAGES = {"load": 2.0, "train": 83.0, "evaluate": 15.0}
 ON_SUCCESS = "mistudio.ingest.training"
+
+BEGUN, RESULT = "begun.json", "result.json"
+UNKNOWN_ROWS = 8  # of a run that ended before their number was settled
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Params:
     seed: int = 0
     skip_special: bool = True
     buffer_tokens: int = 2**16  # mixed together before they are cut to batches
-    model_batch: int = 8  # sequences per forward pass
-    dtype: str = "float32"  # of the language model
+    model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
+    dtype: str = "float32"  # of the language model, one of PRECISIONS
     evaluation_tokens: int = 2**17
     log_every: int = 10  # steps
     checkpoint_seconds: float = 60.0
@@ -53,8 +56,10 @@ class Params:
         except BadConfig as error:
             raise InvalidInput(str(error), error.hint, error.field) from error
         for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
-            if getattr(self, field) < 1:
+            value = getattr(self, field)
+            if value is not None and value < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
+        check_dtype(self.dtype)
         for field in ("model_folder", "tokens_folder", "folder", "sae_folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
@@ -65,11 +70,17 @@ class Params:
         return TrainConfig(**{field.name: own[field.name] for field in fields(TrainConfig) if field.name in own})
 
 
+def check_dtype(dtype: str) -> None:
+    if dtype not in PRECISIONS:
+        raise InvalidInput(f"dtype {dtype} is none of {', '.join(PRECISIONS)}.", field="dtype")
+
+
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough: the same batches in smaller parts, so the same result."""
     part = params.micro_batch_tokens or params.batch_tokens
-    less = replace(params, micro_batch_tokens=max(1, part // 2), model_batch=max(1, params.model_batch // 2))
-    return less if part > 1 or params.model_batch > 1 else None
+    rows = params.model_batch or read(params, BEGUN).get("model_batch", UNKNOWN_ROWS)
+    less = replace(params, micro_batch_tokens=max(1, part // 2), model_batch=max(1, rows // 2))
+    return less if part > 1 or rows > 1 else None
 
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
@@ -78,11 +89,13 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
     folder = Path(params.folder)
     told = store.fingerprint(asdict(params))
-    if (before := read_result(folder)).get("params") == told:
+    if (before := read(params, RESULT)).get("params") == told:
         return before["result"]
     ctx.stage("load")
     own = ("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype")
-    trainer = training.begin(params.config(), **{name: getattr(params, name) for name in own})
+    trainer = training.begin(params.config(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
+    stream = trainer.stream
+    ctx.log(f"forward passes of {stream.model_batch} sequences in {stream.model.dtype}")
     ctx.check()
     if checkpoint.resume(trainer, folder / "checkpoints"):
         ctx.log(f"goes on from step {trainer.step} of {trainer.config.steps}")
@@ -96,16 +109,17 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     tokens = params.evaluation_tokens
     result = training.finish(trainer, params.sae_folder, tokens=tokens, on_progress=on_progress, **names)
-    store.write_json(folder / "result.json", {"params": told, "result": result})
+    store.write_json(folder / RESULT, {"params": told, "result": result})
     store.remove(folder / "checkpoints")
     return result
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """What an attempt before this one ended with: it may have been killed on its way to say so."""
+def read(params: Params, name: str) -> dict[str, Any]:
+    """What an attempt before this one left: how it began, and what it ended with, for it may have been killed on
+    its way to say so."""
     from jobs.ml import store
 
-    path = folder / "result.json"
+    path = Path(params.folder) / name
     return store.read_json(path) if path.is_file() else {}
 
 

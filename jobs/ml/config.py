@@ -7,6 +7,7 @@ from typing import Any
 from jobs.ml.errors import WithHint
 
 ARCHITECTURES = ("topk", "standard")  # sae.py has the classes; this file needs no torch
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")  # of the language model; auto: the fastest, see calibration.py
 
 
 class BadConfig(WithHint):

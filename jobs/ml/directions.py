@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from jobs.ml.blocks import UnsupportedModel, find_blocks
 from jobs.ml.language_model import is_causal
 from jobs.ml.sae import Sae
-from jobs.ml.sites import Site, find_blocks
+from jobs.ml.sites import Site
 
 CHUNK = 2**25  # numbers held at once
 
@@ -67,7 +68,10 @@ def parts(rows: Tensor, columns: int) -> list[tuple[int, Tensor]]:
 
 def final_norm(model: PreTrainedModel) -> nn.Module | None:
     """The one norm beside the list of blocks (Bloom has another one there, after its embeddings)."""
-    path, _ = find_blocks(model)
+    try:
+        path, _ = find_blocks(model)
+    except UnsupportedModel:
+        return None
     parent = model.get_submodule(path.rpartition(".")[0])
     found = [
         child

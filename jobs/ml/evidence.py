@@ -20,6 +20,16 @@ import numpy as np
 
 from jobs.ml import store
 
+PLAN = Path("chunks", "plan.json")  # of a scan that is not finished
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """What the scan in the folder reads and how, be it finished or not; empty where there is none."""
+    manifest = store.read_manifest(folder)
+    if manifest is not None:
+        return manifest["plan"]
+    return store.read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+
 
 @dataclass(frozen=True)
 class Example:

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from jobs.ml.blocks import UnsupportedModel
 from jobs.ml.errors import CorruptData
 from jobs.ml.model_files import INDEX, WHOLE, choose_weights
-from jobs.ml.sites import Site, UnsupportedModel, list_sites
+from jobs.ml.sites import Site, list_sites
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -33,9 +34,9 @@ class Architecture:
     model_type: str
     class_name: str
     causal: bool  # predicts the next token, so that cross-entropy and logits can be measured
-    n_layers: int
-    d_model: int
-    n_heads: int
+    n_layers: int | None  # None, as below, where the config does not say: single modules can still be read
+    d_model: int | None
+    n_heads: int | None
     vocab_size: int
     context_length: int | None  # positions; None where the model sets no limit
     n_parameters: int
@@ -49,14 +50,16 @@ def read_architecture(folder: Path | str) -> Architecture:
     """
     config = read_config(Path(folder))
     text = config.get_text_config()
+    if not getattr(text, "vocab_size", None):
+        raise UnsupportedModel(f"config.json of this {config.model_type} model says no vocab_size: it reads no tokens.")
     model = build_empty(config)
     return Architecture(
         model_type=config.model_type,
         class_name=(config.architectures or [type(model).__name__])[0],
         causal=is_causal(config),
-        n_layers=text.num_hidden_layers,
-        d_model=text.hidden_size,
-        n_heads=text.num_attention_heads,
+        n_layers=getattr(text, "num_hidden_layers", None),
+        d_model=getattr(text, "hidden_size", None),
+        n_heads=getattr(text, "num_attention_heads", None),
         vocab_size=text.vocab_size,
         context_length=context_length(text),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),

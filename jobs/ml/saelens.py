@@ -8,8 +8,10 @@ import torch
 from jobs.ml import store
 from jobs.ml.errors import CorruptData, Unusable, WithHint
 from jobs.ml.sae import Sae, build
+from jobs.ml.site_names import head_of, module_of, module_site
 
 VERSION = "6.54.12"  # readers take a file without one for an older, flat format
+HUGGING_FACE = "AutoModelForCausalLM"  # the class by which SAELens reads a transformers model without TransformerLens
 
 
 def save_sae(sae: Sae, folder: Path | str, *, site: str, **metadata: Any) -> None:
@@ -40,13 +42,12 @@ def configuration(sae: Sae, site: str, metadata: dict[str, Any]) -> dict[str, An
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
-        "reshape_activations": "hook_z" if site.endswith("hook_z") else "none",
+        "reshape_activations": "hook_z" if site.endswith("hook_z") else "none",  # a single head is flat
         **topk,
         "metadata": {
             "sae_lens_version": VERSION,
             "sae_lens_training_version": None,
-            "hook_name": site.replace("hook_z", "attn.hook_z"),
-            "hook_head_index": None,
+            **hook_of(site),
             **metadata,
         },
     }
@@ -68,7 +69,24 @@ def load_sae(folder: Path | str, device: str = "cpu") -> Sae:
     return sae.eval().requires_grad_(False).to(device)
 
 
+def hook_of(site: str) -> dict[str, Any]:
+    """How SAELens finds the same tensor: by TransformerLens' name of it, or by the module that puts it out in the
+    transformers model. It has no name for what goes into a module: there ours stands.
+    """
+    module, head = module_of(site), head_of(site)
+    if module and module[1] == "output":
+        return {"hook_name": module[0], "hook_head_index": None, "model_class_name": HUGGING_FACE}
+    name, index = head or (site, None)
+    if not module:
+        name = name.replace(".hook_z", ".attn.hook_z")
+    return {"hook_name": name, "hook_head_index": index}
+
+
 def site_of(folder: Path | str) -> str:
     """Our name of the site that the SAE in the folder reads."""
-    hook: str = store.read_json(Path(folder) / "cfg.json")["metadata"]["hook_name"]
-    return hook.replace("attn.hook_z", "hook_z")
+    metadata = store.read_json(Path(folder) / "cfg.json")["metadata"]
+    if metadata.get("model_class_name") == HUGGING_FACE:
+        return module_site(metadata["hook_name"], "output")
+    name: str = metadata["hook_name"].replace(".attn.hook_z", ".hook_z")
+    head = metadata.get("hook_head_index")
+    return name if head is None else f"{name}.{head}"

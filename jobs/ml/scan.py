@@ -18,6 +18,7 @@ from jobs.ml import store
 from jobs.ml.columns import merge, write_chunk
 from jobs.ml.directions import logits, neighbours
 from jobs.ml.evaluate import DENSE
+from jobs.ml.evidence import PLAN, plan_of
 from jobs.ml.feature_statistics import write_statistics
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
@@ -68,6 +69,7 @@ def scan(
         "split": shards.split,
         "sequences": reading.rows,
         "skip_special": skip_special,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "model_batch": model_batch,
         "seed": seed,
     }
@@ -85,10 +87,9 @@ def begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     manifest = store.read_manifest(folder)
     if manifest and manifest["plan"] == plan:
         return manifest
-    half = folder / "chunks" / "plan.json"
-    if not half.is_file() or store.read_json(half) != plan:
+    if manifest or plan_of(folder) != plan:
         store.remove(folder)
-        store.write_json(half, plan)
+        store.write_json(folder / PLAN, plan)
     return None
 
 

@@ -1,161 +1,174 @@
 """Named places in the forward pass of a transformers model, read and edited exactly there.
 
-Names are TransformerLens', so an SAE trained here means the same elsewhere. For block N:
+Names are TransformerLens', so an SAE trained here means the same elsewhere:
 
-  blocks.N.hook_resid_pre   the residual stream that enters the block blocks.N.hook_z           the mixed
-  values of all heads, before the attention's output projection blocks.N.hook_attn_out    what the attention
-  adds to the residual stream (after a post-norm, where there is one) blocks.N.hook_mlp_out     what the MLP
-  adds to the residual stream (likewise) blocks.N.hook_resid_post  the residual stream that leaves the block
+  hook_embed                 what the token ids are looked up as, before positions are added
+  blocks.N.hook_resid_pre    the residual stream that enters block N
+  blocks.N.hook_z            the mixed values of all heads, before the attention's output projection
+  blocks.N.hook_attn_out     what the attention adds to the residual stream (after a post-norm, where there is one)
+  blocks.N.hook_resid_mid    the residual stream between attention and MLP, where one comes after the other
+  blocks.N.mlp.hook_post     the hidden activations of the MLP, before its last projection
+  blocks.N.hook_mlp_out      what the MLP adds to the residual stream (after a post-norm, where there is one)
+  blocks.N.hook_resid_post   the residual stream that leaves block N
 
-Modules are found by structure: the list of blocks is the ModuleList as long as the config has layers.
+hook_z is flat here, [B, T, heads * d_head]; blocks.N.hook_z.H is its head H. TransformerLens calls it attn.hook_z,
+[B, T, heads, d_head]. In BERT, hook_resid_post has gone through the block's last norm.
+Any other module is named by its path (see site_names.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from jobs.ml.blocks import (
+    ATTENTION_POST_NORM,
+    UnsupportedModel,
+    attention_projection,
+    embedding,
+    find_blocks,
+    has,
+    in_features,
+    middle,
+    mlp_output,
+    mlp_projection,
+    post_norm,
+    text_config,
+)
 from jobs.ml.errors import WithHint
+from jobs.ml.site_names import EMBED, Side, head_of, module_of, module_site, suggestion
 
-RESIDUAL = ("hook_resid_pre", "hook_resid_post", "hook_mlp_out", "hook_attn_out")  # width d_model
-ORDER = ("hook_resid_pre", "hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
-
-ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "Wo")
-MLP = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
-ATTENTION_POST_NORM = ("post_attention_layernorm", "post_self_attn_layernorm")
-MLP_POST_NORM = ("post_feedforward_layernorm", "post_mlp_layernorm")
-# The last projection of the MLP, where the block has no MLP module that ends with it:
-# OPT keeps it in the block; in BERT and Bloom the module that holds it also adds the residual.
-MLP_PROJECTION = ("fc2", "output.dense", "mlp.dense_4h_to_h")
+RESIDUAL = (EMBED, "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out")
+PROBE = (2, 3)  # sequences, tokens: what a module is run on to see what comes by
 
 
 class UnknownSite(WithHint):
     pass
 
 
-class UnsupportedModel(WithHint):
-    pass
-
-
 @dataclass(frozen=True)
 class Site:
-    """A tensor [B, T, width]: the first input or first output of the module at `path`."""
+    """A tensor [B, T, width]: `width` numbers from `start` on of the first input or output of the module at `path`."""
 
     name: str
     width: int
     path: str
-    side: Literal["input", "output"]
+    side: Side
+    start: int = 0
 
     @property
     def residual(self) -> bool:
         """Does the tensor live in the basis of the residual stream?"""
         return self.name.endswith(RESIDUAL)
 
+    def of(self, whole: Tensor) -> Tensor:
+        """The site's part of what comes by at the module, without a copy."""
+        return whole[..., self.start : self.start + self.width]
+
 
 def list_sites(model: nn.Module) -> list[Site]:
-    """In the order of the forward pass. Raises UnsupportedModel."""
-    path, blocks = find_blocks(model)
-    width = text_config(model).hidden_size
-    return [site for n, block in enumerate(blocks) for site in sites_of_block(block, f"{path}.{n}", n, width)]
-
-
-def resolve(model: nn.Module, name: str, width: int | None = None) -> Site:
-    """Raises UnknownSite, which names the sites that the model has, or a width that is not the wanted one."""
-    sites = {site.name: site for site in list_sites(model)}
-    if name not in sites:
-        last = text_config(model).num_hidden_layers - 1
-        kinds = sorted({site.split(".")[-1] for site in sites}, key=ORDER.index)
-        raise UnknownSite(
-            f"{name!r} is no site of this model. It has blocks.N.<site>, N from 0 to {last}: {', '.join(kinds)}."
-        )
-    if width not in (None, sites[name].width):
-        raise UnknownSite(f"{name} has {sites[name].width} dimensions, but the SAE reads {width}.")
-    return sites[name]
-
-
-def text_config(model: Any) -> Any:
-    return model.config.get_text_config()
-
-
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path and the list of the transformer blocks. Raises UnsupportedModel."""
-    n_layers = getattr(text_config(model), "num_hidden_layers", None)
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
-            continue
-        if any(first(block, ATTENTION) for block in module):
-            return path, module
-    raise UnsupportedModel(
-        f"{type(model).__name__} has no list of {n_layers} attention blocks: "
-        "miStudio reads decoders and encoders that are built as a stack of such blocks."
-    )
+    """In the order of the forward pass; single heads and other modules have names too, but are not listed."""
+    found = embedding(model)
+    sites = [Site(EMBED, found[1], found[0], "output")] if found else []
+    with suppress(UnsupportedModel):
+        path, blocks = find_blocks(model)
+        width = text_config(model).hidden_size
+        for n, block in enumerate(blocks):
+            sites += sites_of_block(block, f"{path}.{n}", n, width)
+    return sites
 
 
 def sites_of_block(block: nn.Module, path: str, n: int, d_model: int) -> Iterator[Site]:
-    def site(kind: str, child: str, side: Literal["input", "output"] = "output", width: int = d_model) -> Site:
+    def site(kind: str, child: str, side: Side = "output", width: int = d_model) -> Site:
         return Site(f"blocks.{n}.{kind}", width, f"{path}.{child}".rstrip("."), side)
 
-    projection = attention_projection(block)
+    projection, hidden, mlp = attention_projection(block), mlp_projection(block), mlp_output(block)
     # Granite multiplies what it adds by a constant outside of its modules: none of them puts out what is added.
     plain = getattr(block, "residual_multiplier", 1.0) == 1.0
-    mlp = mlp_output(block)
     yield site("hook_resid_pre", "", "input")
     if projection:
         yield site("hook_z", projection, "input", in_features(block.get_submodule(projection)))
     if projection and plain:
         yield site("hook_attn_out", post_norm(block, ATTENTION_POST_NORM) or projection)
+    if between := middle(block) if projection else "":
+        yield site("hook_resid_mid", between, "input")
+    if hidden:
+        yield site("mlp.hook_post", hidden, "input", in_features(block.get_submodule(hidden)))
     if mlp and plain:
         yield site("hook_mlp_out", mlp)
     yield site("hook_resid_post", "")
 
 
-def first(module: nn.Module, names: tuple[str, ...]) -> str:
-    """The first of the dotted names below the module, else ""."""
-    return next((name for name in names if has(module, name)), "")
+def resolve(model: nn.Module, name: str, width: int | None = None) -> Site:
+    """Raises UnknownSite: there is none of this name (then it says which there are), or its width is not the wanted
+    one."""
+    site = find_module(model, *named) if (named := module_of(name)) else find_hook(model, name)
+    if width not in (None, site.width):
+        raise UnknownSite(f"{name} has {site.width} dimensions, but the SAE reads {width}.")
+    return site
 
 
-def has(module: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(module.get_submodule(path), nn.Module)
-    except AttributeError:
-        return False
+def find_hook(model: nn.Module, name: str) -> Site:
+    sites = {site.name: site for site in list_sites(model)}
+    if name in sites:
+        return sites[name]
+    whole, head = head_of(name) or ("", 0)
+    n_heads = text_config(model).num_attention_heads if whole in sites else 0
+    if head < n_heads and sites[whole].width % n_heads == 0:
+        site, width = sites[whole], sites[whole].width // n_heads
+        return Site(name, width, site.path, site.side, head * width)
+    heads = f" {whole} has heads 0 to {n_heads - 1}." if n_heads else ""
+    raise UnknownSite(
+        f"{name!r} is no site of this model. {what_there_is(model, list(sites))}{heads}".strip(),
+        suggestion(name, sites) or "Any module has a name too: module:<path> or module:<path>:input.",
+    )
 
 
-def attention_projection(block: nn.Module) -> str:
-    """The last module below the attention that is called like an output projection."""
-    attention = first(block, ATTENTION)
-    if not attention:  # a Mamba or linear-attention block of a hybrid model
-        return ""
-    below = [path for path, _ in block.get_submodule(attention).named_modules()]
-    found = [path for path in below if path.split(".")[-1] in PROJECTION]
-    return f"{attention}.{found[-1]}" if found else ""
+def what_there_is(model: nn.Module, names: list[str]) -> str:
+    kinds = list(dict.fromkeys(name.split(".", 2)[2] for name in names if name != EMBED))
+    if not kinds:
+        try:
+            find_blocks(model)
+        except UnsupportedModel as error:
+            return str(error)
+    last = text_config(model).num_hidden_layers - 1
+    also = f"{EMBED} and " if EMBED in names else ""
+    return f"It has {also}blocks.N.<site>, N from 0 to {last}: {', '.join(kinds)}."
 
 
-def post_norm(block: nn.Module, names: tuple[str, ...]) -> str:
-    """The norm between a sublayer and the residual stream (Gemma 2 and 3, OLMo 2, GLM 4).
+def find_module(model: nn.Module, path: str, side: Side) -> Site:
+    """The width is seen in a forward pass over a few tokens, and so is whether there is one tensor to be had."""
+    name = module_site(path, side)
+    if not has(model, path):
+        paths = [module_site(known, side) for known, _ in model.named_modules() if known]
+        raise UnknownSite(f"{type(model).__name__} has no module {path!r}.", suggestion(name, paths))
+    seen: list[Any] = []
 
-    Llama's `post_attention_layernorm` is the norm *before* the MLP; it is one after the attention only in
-    blocks that have one after the MLP too.
-    """
-    return first(block, names) if first(block, MLP_POST_NORM) else ""
+    def keep(tensor: Any) -> Any:
+        seen.append(tensor)
+        return tensor
 
-
-def mlp_output(block: nn.Module) -> str:
-    return post_norm(block, MLP_POST_NORM) or first(block, MLP_PROJECTION) or first(block, MLP)
-
-
-def in_features(projection: Any) -> int:
-    """Also of GPT-2's Conv1D, whose weight is [in, out]."""
-    return int(getattr(projection, "in_features", None) or projection.weight.shape[0])
+    with torch.no_grad(), hooked(model, Site(name, 0, path, side), keep):
+        model(input_ids=torch.zeros(PROBE, dtype=torch.long, device=next(model.parameters()).device))
+    if len(seen) != 1:
+        raise UnknownSite(f"{name} comes by {len(seen)} times in a forward pass: a site is one tensor.")
+    shape = list(seen[0].shape) if isinstance(seen[0], Tensor) else type(seen[0]).__name__
+    if shape[:-1] not in ([*PROBE], [PROBE[0] * PROBE[1]]):
+        raise UnknownSite(f"{name} is {shape} for {PROBE[0]} sequences of {PROBE[1]} tokens: a site is [2, 3, width].")
+    return Site(name, int(shape[-1]), path, side)
 
 
 class _Complete(Exception):
     """Leaves the forward pass when every tensor that was asked for has come by."""
+
+
+# The sites into whose tensors a later module of the model writes: these alone are copied when many are captured.
+OVERWRITTEN: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def capture(model: nn.Module, site: Site | str, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -172,23 +185,31 @@ def capture_all(
 
     Raises UnknownSite where the pass does not come by one of them.
     """
-    wanted = [resolve(model, site) if isinstance(site, str) else site for site in sites]
+    wanted = {site.name: site for site in (resolve(model, s) if isinstance(s, str) else s for s in sites)}
+    copied = OVERWRITTEN.setdefault(model, set())
     found: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
 
-    def keep(name: str, tensor: Tensor) -> Tensor:
-        found[name] = tensor.view(*input_ids.shape, -1)
+    def keep(site: Site, whole: Tensor) -> Tensor:
+        if site.name not in found:
+            tensor = site.of(whole.clone() if site.name in copied else whole)
+            found[site.name] = tensor.view(*input_ids.shape, site.width)
+            versions[site.name] = tensor._version
         if len(found) == len(wanted):
             raise _Complete
-        return tensor
+        return whole
 
     with ExitStack() as hooks:
-        for site in wanted:
-            hooks.enter_context(replaced(model, site, partial(keep, site.name)))
+        for site in wanted.values():
+            hooks.enter_context(hooked(model, site, partial(keep, site)))
         with suppress(_Complete):
             model(input_ids=input_ids, attention_mask=attention_mask)
-    if missed := [site.name for site in wanted if site.name not in found]:
-        raise UnknownSite(f"the forward pass of {type(model).__name__} did not come by {', '.join(missed)}")
-    return {site.name: found[site.name] for site in wanted}
+    if missed := wanted.keys() - found.keys():
+        raise UnknownSite(f"the forward pass of {type(model).__name__} did not come by {', '.join(sorted(missed))}")
+    if changed := {name for name, tensor in found.items() if tensor._version != versions[name]}:
+        copied |= changed
+        return capture_all(model, list(wanted.values()), input_ids, attention_mask)
+    return {name: found[name] for name in wanted}
 
 
 @contextmanager
@@ -198,8 +219,24 @@ def replaced(model: nn.Module, site: Site | str, edit: Callable[[Tensor], Tensor
 
     (OPT flattens B and T before its MLP: there the tensor is [B*T, width].)
     """
-    if isinstance(site, str):
-        site = resolve(model, site)
+    place = resolve(model, site) if isinstance(site, str) else site
+    # The stream runs past the norm that reads it in the middle of a block, as the same tensor: it is written into.
+    passes_by = place.name.endswith("hook_resid_mid")
+
+    def edit_part(whole: Tensor) -> Tensor:
+        if whole.shape[-1] == place.width and not passes_by:
+            return edit(whole)
+        new = whole if passes_by else whole.clone()
+        place.of(new).copy_(edit(place.of(whole)))
+        return new
+
+    with hooked(model, place, edit_part):
+        yield
+
+
+@contextmanager
+def hooked(model: nn.Module, site: Site, edit: Callable[[Any], Any]) -> Iterator[None]:
+    """While it is open, edit(tensor) takes the place of the whole tensor that the site is, or is a part of."""
     module = model.get_submodule(site.path)
     if site.side == "input":
         handle = module.register_forward_pre_hook(edit_input(edit), with_kwargs=True)
@@ -211,7 +248,7 @@ def replaced(model: nn.Module, site: Site | str, edit: Callable[[Tensor], Tensor
         handle.remove()
 
 
-def edit_input(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def edit_input(edit: Callable[[Any], Any]) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:
             return (edit(args[0]), *args[1:]), kwargs
@@ -221,8 +258,11 @@ def edit_input(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     return hook
 
 
-def edit_output(edit: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def edit_output(edit: Callable[[Any], Any]) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, dict):  # the outputs of whole models and stacks
+            output[next(iter(output))] = edit(next(iter(output.values())))
+            return output
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     return hook

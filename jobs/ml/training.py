@@ -9,10 +9,10 @@ import torch
 
 from jobs.ml import store
 from jobs.ml.activations import ActivationStream
+from jobs.ml.calibration import load_calibrated
 from jobs.ml.config import TrainConfig
 from jobs.ml.determinism import set_up
 from jobs.ml.evaluate import evaluate
-from jobs.ml.language_model import load_model
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Trainer
@@ -25,21 +25,35 @@ def begin(
     tokens_folder: str,
     site: str,
     buffer_tokens: int,
-    model_batch: int,
+    model_batch: int | None,
     skip_special: bool,
     dtype: str,
+    begun: Path,
 ) -> Trainer:
-    """A trainer before its first step, on the first GPU where there is one."""
+    """A trainer before its first step, on the first GPU where there is one.
+
+    What is left open, dtype `auto` and model_batch None, is decided once: the file `begun` keeps it for later attempts,
+    since both leave their mark in the last bits of the weights.
+    """
     device = set_up(config.seed)
+    shards = TokenShards(tokens_folder, "train")
+    earlier = store.read_json(begun) if begun.is_file() else {}
+    if earlier.get("device") == device and dtype in ("auto", earlier["dtype"]):
+        dtype, model_batch = earlier["dtype"], model_batch or earlier["model_batch"]
+    model, dtype, rows = load_calibrated(
+        model_folder, site=site, context_length=shards.context_length, device=device, dtype=dtype, rows=model_batch
+    )
+    if (now := {"device": device, "dtype": dtype, "model_batch": rows}) != earlier:
+        store.write_json(begun, now)
     stream = ActivationStream(
-        load_model(model_folder, device, dtype),
+        model,
         site,
-        TokenShards(tokens_folder, "train"),
+        shards,
         batch_tokens=config.batch_tokens,
         buffer_tokens=buffer_tokens,
         seed=config.seed,
         skip_special=skip_special,
-        model_batch=model_batch,
+        model_batch=rows,
         device=device,
     )
     return Trainer(config, stream, device)
@@ -72,6 +86,8 @@ def finish(
         "epochs": trainer.tokens / stream.tokens_per_epoch,
         "seconds": round(trainer.seconds, 1),
         "stopped_early": trainer.stopped,
+        "dtype": str(stream.model.dtype).removeprefix("torch."),  # of the language model
+        "model_batch": stream.model_batch,
         **{name: metrics.get(name) for name in ("fvu", "l0", "ce_recovered", "dead", "dense")},
         "evaluated_tokens": metrics.get("tokens"),
         "metrics": metrics,

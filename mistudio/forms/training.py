@@ -10,8 +10,15 @@ WIDTH, TOKENS = 2048, 1_000_000
 DEFAULTS = {"topk": ("k", 32), "standard": ("l1_coefficient", 5.0)}
 
 
+class SiteSelect(forms.Select):
+    """The sites that a model lists. One of another name is typed into a field beside it, and counts then."""
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> str | None:
+        return (data.get(f"{name}_typed") or "").strip() or super().value_from_datadict(data, files, name)
+
+
 class TrainingForm(ArtifactForm):
-    site = forms.CharField(widget=forms.Select)
+    site = forms.CharField(widget=SiteSelect, max_length=120)
 
     class Meta:
         model = Training
@@ -26,6 +33,7 @@ class TrainingForm(ArtifactForm):
             "batch_tokens",
             "lr",
             "seed",
+            "dtype",
             "name",
         )
         labels = {
@@ -34,6 +42,7 @@ class TrainingForm(ArtifactForm):
             "n_tokens": "Tokens to train on",
             "batch_tokens": "Batch",
             "lr": "Learning rate",
+            "dtype": "Precision",
         }
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
@@ -45,25 +54,34 @@ class TrainingForm(ArtifactForm):
             "batch_tokens": "Tokens per step.",
             "lr": "Empty: 2e-4 · √(16,384 / width).",
             "seed": "Decides initial weights and the order of the data.",
+            "dtype": "Of the language model; the SAE is always float32. The fastest is bfloat16 on a GPU that has it, "
+            "and on a processor where a short trial shows it to be faster than float32.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial.setdefault("width", WIDTH)
         self.initial.setdefault("n_tokens", TOKENS)
-        for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed"):
+        self.initial.setdefault("dtype", Training.Precision.AUTO)
+        for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed", "dtype"):
             self.fields[name].required = False
         self.chosen = self._chosen_tokenization()
-        sites = self.chosen.language_model.sites if self.chosen else []
-        self.fields["site"].widget.choices = [(s["name"], f"{s['name']} · {s['width']:,} wide") for s in sites]
-        if self.chosen and self.initial.get("site") not in [s["name"] for s in sites]:
-            self.initial["site"] = middle_residual(self.chosen)
+        if self.chosen:
+            self._offer_sites(self.chosen)
 
     def _chosen_tokenization(self) -> Tokenization | None:
         field: Any = self.fields["tokenization"]
         field.queryset = field.queryset.select_related("language_model", "dataset")
         key = str((self.data if self.is_bound else self.initial).get("tokenization") or "")
         return field.queryset.filter(pk=int(key)).first() if key.isdecimal() else field.queryset.first()
+
+    def _offer_sites(self, tokenization: Tokenization) -> None:
+        model, field = tokenization.language_model, self.fields["site"]
+        named = self.initial.get("site") or ""
+        if not named or model.why_no_site(named):
+            named = self.initial["site"] = middle_residual(tokenization)
+        choices = {entry["name"]: f"{entry['name']} · {entry['width']:,} wide" for entry in model.sites}
+        field.widget.choices = list(({named: named} | choices).items() if named not in choices else choices.items())
 
     def clean_width(self) -> int:
         return self._between("width", 1, WIDEST, WIDTH)
@@ -79,6 +97,9 @@ class TrainingForm(ArtifactForm):
 
     def clean_seed(self) -> int:
         return self.cleaned_data["seed"] or 0
+
+    def clean_dtype(self) -> str:
+        return self.cleaned_data["dtype"] or Training.Precision.AUTO
 
     def clean_lr(self) -> float | None:
         value = self.cleaned_data["lr"]
@@ -109,10 +130,8 @@ class TrainingForm(ArtifactForm):
         return data
 
     def _check_site(self, model: Any, site: str | None) -> None:
-        if site and model.site_width(site) is None:
-            names = [entry["name"] for entry in model.sites]
-            some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            self.add_error("site", f"{model.name} has no site {site}. It has {some}.")
+        if site and (wrong := model.why_no_site(site)):
+            self.add_error("site", wrong)
 
     def _settle_sparsity(self, data: dict[str, Any]) -> None:
         """Each architecture has one sparsity setting; the other's is dropped."""
@@ -131,7 +150,7 @@ class TrainingForm(ArtifactForm):
 
     def suggested_name(self) -> str:
         data = self.cleaned_data
-        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-")
+        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-").replace(":", "-")
         return f"{data['tokenization'].language_model.name}-{where}-{data['architecture']}-{data['width']}"
 
 

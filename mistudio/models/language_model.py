@@ -2,6 +2,7 @@ from typing import Any
 
 from django.db import models
 
+from jobs.ml.site_names import head_of, module_of, suggestion
 from mistudio.models.artifact import Artifact
 
 
@@ -23,12 +24,26 @@ class LanguageModel(Artifact):
     context_length = models.PositiveIntegerField(null=True, editable=False)
     n_parameters = models.BigIntegerField(null=True, editable=False)
     dtype = models.CharField(max_length=20, blank=True, editable=False)
-    sites = models.JSONField(default=list, editable=False)  # [{"name": "blocks.0.hook_resid_pre", "width": 192}]
+    # [{"name": "blocks.0.hook_resid_pre", "width": 192, "path": "model.layers.0", …}]; old rows have no path
+    sites = models.JSONField(default=list, editable=False)
     files = models.JSONField(default=list, editable=False)  # [{"name", "bytes", "sha256"}]
     licence = models.CharField(max_length=120, blank=True, editable=False)
 
     def site_width(self, site: str) -> int | None:
         return next((entry["width"] for entry in self.sites if entry["name"] == site), None)
+
+    def why_no_site(self, name: str) -> str:
+        """What is wrong with the name of a site. "" for those listed, their heads, and for any module: whether there
+        is one of that path, and what it puts out, is seen when a job runs the model."""
+        names = [entry["name"] for entry in self.sites]
+        whole, head = head_of(name) or ("", 0)
+        if name in names or module_of(name) or (whole in names and head < (self.n_heads or 0)):
+            return ""
+        if whole in names:
+            return f"{whole} has heads 0 to {(self.n_heads or 0) - 1}."
+        some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        others = "One head is blocks.N.hook_z.H, any module module:<path>."
+        return f"{self.name} has no site {name}. It has {some}. {suggestion(name, names) or others}"
 
     def expected_files(self) -> dict[str, dict[str, Any]]:
         return {file["name"]: file for file in self.files}

@@ -28,6 +28,7 @@ class Scan(Artifact):
             "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
             "site": self.sae.site,
+            "dtype": (self.sae.training.computed_in if self.sae.training else "") or "float32",
             "tokens": self.n_tokens,
         }
 

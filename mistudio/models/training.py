@@ -19,6 +19,12 @@ class Training(Artifact):
         TOPK = "topk", "TopK"
         STANDARD = "standard", "ReLU + L1"
 
+    class Precision(models.TextChoices):
+        AUTO = "auto", "the fastest here"
+        FLOAT32 = "float32", "float32"
+        BFLOAT16 = "bfloat16", "bfloat16"
+        FLOAT16 = "float16", "float16"
+
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
     site = models.CharField(max_length=120)
@@ -30,6 +36,7 @@ class Training(Artifact):
     batch_tokens = models.PositiveIntegerField(default=4096)
     lr = models.FloatField(null=True, blank=True)
     seed = models.PositiveIntegerField(default=0)
+    dtype = models.CharField(max_length=10, choices=Precision.choices, default=Precision.FLOAT32)
     result = models.JSONField(default=dict, editable=False)
 
     @property
@@ -51,6 +58,7 @@ class Training(Artifact):
             "batch_tokens": self.batch_tokens,
             "lr": self.lr,
             "seed": self.seed,
+            "dtype": self.dtype,
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.source,
@@ -71,7 +79,13 @@ class Training(Artifact):
             "tokens": self.n_tokens,
             "batch-tokens": self.batch_tokens,
             "seed": self.seed,
+            "dtype": self.dtype,
         }
+
+    @property
+    def computed_in(self) -> str:
+        """The precision of the language model in this run, once it is settled."""
+        return self.result.get("dtype") or (self.dtype if self.dtype != self.Precision.AUTO else "")
 
     @property
     def steps(self) -> int:

@@ -127,6 +127,11 @@ WRONG_TRAININGS = [
         "blocks.9.hook_resid_pre",
         "has no site blocks.9.hook_resid_pre. It has blocks.0.hook_resid_pre",
     ),
+    ("site", "blocks.1.hook_resid_pst", "Did you mean blocks.1.hook_resid_post?"),
+    ("site", "blocks.1.hook_z.2", "blocks.1.hook_z has heads 0 to 1."),
+    ("site", "module:", "has no site module:."),
+    ("site", "module:a b", "any module module:<path>"),
+    ("site", f"module:{'a.' * 60}b", "at most 120 characters"),
     ("width", "0", "outside 1 to"),
     ("k", "64", "only 1 to 32"),
     ("k", "0", "only 1 to 32"),
@@ -135,6 +140,7 @@ WRONG_TRAININGS = [
     ("lr", "-1", "outside 0 to 1"),
     ("lr", "nan", "Enter a number"),
     ("architecture", "magic", "not one of the available"),
+    ("dtype", "int3", "not one of the available"),
 ]
 
 
@@ -167,6 +173,30 @@ def test_the_form_offers_the_sites_of_the_chosen_models_tokens(alice):
     form = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk)})
     assert [value for value, _ in form.fields["site"].widget.choices] == [site["name"] for site in rows.SITES]
     assert form.initial["site"] == "blocks.1.hook_resid_pre"
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_z.1", "module:model.layers.1.mlp", "module:model.layers.1.mlp:input"])
+def test_a_site_that_is_not_listed_can_be_typed_and_counts_before_the_chosen_one(alice, site):
+    tokens = rows.tokenization(alice.team)
+    data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post", "site_typed": f" {site} "}
+    run = launched(TrainingForm, alice, data)
+    assert run.site == run.job.params["site"] == site
+    again = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk), "site": site})
+    assert again.initial["site"] == again.fields["site"].widget.choices[0][0] == site
+
+
+def test_the_fastest_precision_is_taken_unless_one_is_chosen_and_a_scan_reads_in_the_same(alice):
+    tokens = rows.tokenization(alice.team)
+    data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post"}
+    fastest = launched(TrainingForm, alice, data)
+    chosen = launched(TrainingForm, alice, {**data, "dtype": "float16"})
+    assert (fastest.job.params["dtype"], chosen.job.params["dtype"]) == ("auto", "float16")
+    assert (fastest.computed_in, chosen.computed_in) == ("", "float16")
+    fastest.result = {"dtype": "bfloat16"}
+    assert fastest.computed_in == "bfloat16"
+    for run, dtype in ((fastest, "bfloat16"), (chosen, "float16"), (rows.training(alice.team), "float32")):
+        sae = rows.sae(alice.team, f"sae-{dtype}", training=run)
+        assert launched(ScanForm, alice, {"n_tokens": "10"}, sae=sae).job.params["dtype"] == dtype
 
 
 def test_a_scan_reads_what_the_sae_was_trained_on_and_never_more_than_is_held_out(alice):

@@ -302,10 +302,11 @@ def test_what_a_job_reports_is_shown_with_its_names():
 def test_sites_are_grouped_by_block():
     sites = [
         {"name": "blocks.0.hook_resid_pre", "width": 8},
-        {"name": "blocks.0.hook_z", "width": 16},
-        {"name": "embed", "width": 8},
+        {"name": "blocks.0.mlp.hook_post", "width": 16},
+        {"name": "hook_embed", "width": 8},
     ]
-    assert ui.by_block(sites) == [("blocks.0", [("hook_resid_pre", 8), ("hook_z", 16)]), ("", [("embed", 8)])]
+    hooks = [("hook_resid_pre", 8), ("mlp.hook_post", 16)]
+    assert ui.by_block(sites) == [("blocks.0", hooks), ("", [("hook_embed", 8)])]
     assert ui.by_block(None) == []
 
 

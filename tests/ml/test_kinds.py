@@ -14,9 +14,10 @@ from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput, Paused, Stopped, classify
 from jobs.kinds import load_kind, make_params, scan_features, tokenize, train_sae
 from jobs.ml import checkpoint, store
+from jobs.ml.calibration import ROWS
 from jobs.ml.documents import DocumentWriter
 from jobs.ml.evidence import Evidence
-from jobs.ml.saelens import load_sae
+from jobs.ml.saelens import load_sae, site_of
 from jobs.ml.tokens import TokenShards
 from tests.ml.test_packing import contents
 from tests.ml.tiny import documents, killed_at, save_model, tiny_model
@@ -70,6 +71,7 @@ def params(kind: ModuleType, home: Path, name: str, **changes: Any) -> Any:
     values = {name: str(path) for name, path in folders.items()} | {
         "context_length": 16, "held_out": 0.3, "site": SITE, "width": 48, "k": 4, "tokens": 4000, "batch_tokens": 100,
         "buffer_tokens": 1000, "lr": 2e-3, "model_name": "tiny", "evaluation_tokens": 800,
+        "model_batch": 8,
     }  # fmt: skip
     known = {field.name for field in dataclasses.fields(kind.Params)}
     return make_params(kind, {key: value for key, value in (values | changes).items() if key in known})
@@ -194,6 +196,48 @@ def test_less_memory_means_smaller_parts_of_the_same_batches(home) -> None:
     assert scan_features.smaller(params(scan_features, home, "scan")).model_batch == 4
 
 
+OPEN = {"model_batch": None, "dtype": "auto"}
+
+
+def test_what_a_training_leaves_open_is_settled_once_for_all_its_attempts(home, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.ml.calibration.SECONDS", 0.1)
+    run = params(train_sae, home, "x", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"), **OPEN)
+    with pytest.raises(Paused):
+        train_sae.run(run, Wishful(train_sae, "pause", 20))
+    begun = store.read_json(tmp_path / "begun.json")
+    assert begun["model_batch"] in ROWS and begun["dtype"] in ("float32", "bfloat16")
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[begun["dtype"]]
+    store.write_json(tmp_path / "begun.json", {**begun, "model_batch": 3, "dtype": other})
+    told = train_sae.run(run, Context(1, 2, train_sae.STAGES))
+    assert (told["model_batch"], told["dtype"]) == (3, other), "not calibrated anew"
+    assert train_sae.smaller(run).model_batch == 1
+    assert train_sae.smaller(dataclasses.replace(run, folder=str(tmp_path / "new"))).model_batch == 4
+
+
+def test_what_a_scan_leaves_open_is_settled_once_for_all_its_attempts(home, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.ml.calibration.SECONDS", 0.1)
+    scan = params(scan_features, home, "x", folder=str(tmp_path / "scan"), **OPEN)
+    with pytest.raises(Paused):
+        scan_features.run(scan, Wishful(scan_features, "pause", 2))
+    plan = store.read_json(tmp_path / "scan" / "chunks" / "plan.json")
+    store.write_json(tmp_path / "scan" / "chunks" / "plan.json", {**plan, "model_batch": 3})
+    told = scan_features.run(scan, Context(1, 2, scan_features.STAGES))
+    assert (told["model_batch"], told["dtype"]) == (3, plan["dtype"])
+    assert scan_features.smaller(scan).model_batch == 1
+
+
+def test_a_run_in_half_precision_says_so_and_does_not_take_up_one_in_full(home, tmp_path) -> None:
+    mine = params(train_sae, home, "x", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
+    with pytest.raises(Paused):
+        train_sae.run(mine, Wishful(train_sae, "pause", 60))
+    ctx = Context(1, 2, train_sae.STAGES)
+    said: list[str] = []
+    ctx.log = said.append  # type: ignore[method-assign]
+    told = train_sae.run(dataclasses.replace(mine, dtype="bfloat16"), ctx)
+    assert (told["dtype"], store.read_manifest(tmp_path / "sae")["result"]["dtype"]) == ("bfloat16", "bfloat16")
+    assert not [line for line in said if "goes on" in line]
+
+
 def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:
     mine = params(train_sae, home, "training", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
     with pytest.raises(Paused):
@@ -203,7 +247,7 @@ def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:
     said = []
     ctx.log = said.append  # type: ignore[method-assign]
     train_sae.run(train_sae.smaller(mine), ctx)
-    assert said[1:2] == [f"goes on from step {int(reached.removeprefix('step-'))} of 40"]
+    assert said[2:3] == [f"goes on from step {int(reached.removeprefix('step-'))} of 40"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +256,9 @@ def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:
         (train_sae, {"width": 0}, "width"), (train_sae, {"k": 49}, "k"), (train_sae, {"k": None}, "k"),
         (train_sae, {"architecture": "gated"}, "architecture"), (train_sae, {"lr": -1.0}, "lr"),
         (train_sae, {"architecture": "standard"}, "l1_coefficient"), (train_sae, {"folder": "here"}, "folder"),
-        (train_sae, {"model_batch": 0}, "model_batch"), (tokenize, {"held_out": 1.0}, "held_out"),
+        (train_sae, {"model_batch": 0}, "model_batch"), (train_sae, {"dtype": "int3"}, "dtype"),
+        (scan_features, {"dtype": ""}, "dtype"), (scan_features, {"model_batch": -1}, "model_batch"),
+        (tokenize, {"held_out": 1.0}, "held_out"),
         (tokenize, {"context_length": 1}, "context_length"), (tokenize, {"seed": -1}, "seed"),
         (scan_features, {"tokens": 0}, "tokens"), (scan_features, {"sae_folder": "x"}, "sae_folder"),
     ],
@@ -229,6 +275,7 @@ def test_parameters_that_cannot_be_are_refused_by_name(home, kind, changes, fiel
         (tokenize, {"context_length": 65}, "a context of 65 tokens is more than the model's 64", "VALIDATION"),
         (tokenize, {"context_length": 60, "dataset_folder": "/nowhere"}, "holds no documents", "NOT_FOUND"),
         (train_sae, {"site": "blocks.7.hook_z"}, "no site of this model", "VALIDATION"),
+        (train_sae, {"site": "module:model.layers.1.mpl"}, "has no module 'model.layers.1.mpl'", "VALIDATION"),
         (train_sae, {"model_folder": "/nowhere"}, "has no config.json", "CORRUPT_DATA"),
         (train_sae, {"lr": 1e30}, "stopped being a finite number", "VALIDATION"),
         (scan_features, {"sae_folder": "/nowhere"}, "has no cfg.json", "CORRUPT_DATA"),
@@ -246,6 +293,17 @@ def test_an_sae_of_another_width_than_the_site_is_refused(home, tmp_path) -> Non
     mine = params(scan_features, home, "x", site="blocks.1.hook_z", model_folder=str(tmp_path / "wide"))
     with pytest.raises(ValueError, match="has 48 dimensions, but the SAE reads 32"):
         scan_features.run(mine, Context(1, 1, scan_features.STAGES))
+
+
+@pytest.mark.parametrize("site", ["hook_embed", "blocks.1.hook_z.2", "module:model.layers.1.mlp.gate_proj"])
+def test_any_site_can_be_trained_on_and_scanned(home, tmp_path, site) -> None:
+    folders = {"folder": str(tmp_path), "sae_folder": str(tmp_path / "sae")}
+    told = train_sae.run(params(train_sae, home, "x", site=site, **folders), Context(1, 1, train_sae.STAGES))
+    assert told["ce_recovered"] is not None and told["d_in"] == {"h": 32, "b": 8, "m": 48}[site[0]]
+    assert site_of(tmp_path / "sae") == site
+    mine = params(scan_features, home, "x", site=site, **folders | {"folder": str(tmp_path / "scan")})
+    assert scan_features.run(mine, Context(1, 1, scan_features.STAGES))["alive"] > 0
+    assert (Evidence(tmp_path / "scan").array("top_logit_ids") is not None) == (site == "hook_embed")
 
 
 def test_nothing_held_out_leaves_the_quality_unmeasured_and_says_why(home, tmp_path) -> None:

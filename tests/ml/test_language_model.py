@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.ml.blocks import UnsupportedModel
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.language_model import load_model, load_tokenizer, read_architecture, verify_weights
-from jobs.ml.sites import UnsupportedModel, list_sites
+from jobs.ml.sites import list_sites
 from tests.ml.tiny import DECODERS, ENCODERS, save_model, tiny_model
 
 IDS = torch.arange(20).view(2, 10)
@@ -130,6 +131,24 @@ def test_encoder_decoders_are_refused_by_name(tmp_path) -> None:
 
     T5Config(d_model=32, num_layers=2).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="t5 is an encoder-decoder"):
+        read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fnet", "mamba"])
+def test_a_family_of_another_build_is_described_with_its_embedding_as_the_only_listed_site(tmp_path, kind) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(kind, hidden_size=32, num_hidden_layers=2, vocab_size=300).save_pretrained(tmp_path)
+    described = read_architecture(tmp_path)
+    assert (described.n_layers, described.d_model, described.n_heads) == (2, 32, None)
+    assert [site.name for site in described.sites] == ["hook_embed"]
+
+
+def test_a_model_that_reads_no_tokens_is_refused(tmp_path) -> None:
+    from transformers import ViTConfig
+
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="says no vocab_size"):
         read_architecture(tmp_path)
 
 

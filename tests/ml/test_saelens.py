@@ -41,6 +41,28 @@ def test_the_files_are_laid_out_as_saelens_reads_them(tmp_path) -> None:
     assert (metadata["model_name"], metadata["context_size"]) == ("gpt2", 128)
 
 
+@pytest.mark.parametrize(
+    ("site", "hook", "head", "shape"),
+    [
+        ("hook_embed", "hook_embed", None, "none"),
+        ("blocks.3.hook_resid_mid", "blocks.3.hook_resid_mid", None, "none"),
+        ("blocks.3.mlp.hook_post", "blocks.3.mlp.hook_post", None, "none"),
+        ("blocks.3.hook_z", "blocks.3.attn.hook_z", None, "hook_z"),
+        ("blocks.3.hook_z.11", "blocks.3.attn.hook_z", 11, "none"),
+        ("module:model.layers.3.mlp.up_proj", "model.layers.3.mlp.up_proj", None, "none"),
+        ("module:model.layers.3.mlp:input", "module:model.layers.3.mlp:input", None, "none"),
+    ],
+)
+def test_a_site_goes_by_the_name_that_the_peers_have_for_it_and_comes_back(tmp_path, site, hook, head, shape) -> None:
+    save_sae(trained_like("topk").folded(), tmp_path / "sae", site=site)
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    metadata = config["metadata"]
+    assert (metadata["hook_name"], metadata["hook_head_index"]) == (hook, head)
+    assert config["reshape_activations"] == shape
+    assert ("model_class_name" in metadata) == (site.startswith("module:") and hook != site)
+    assert site_of(tmp_path / "sae") == site
+
+
 def test_the_peers_own_rules_read_our_weights_alike(tmp_path) -> None:
     """SAELens' TopK, by its documented formula: top k of the pre-activations, ReLU, decode."""
     sae = trained_like("topk").folded(3.0)

@@ -24,7 +24,9 @@ DECODERS = {
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 12},  # z is wider than the residual stream
     "gemma2": {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12},
+    "gemma3_text": {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 4},
     "phi": SIZES,
+    "phi3": GROUPED,
     "gpt_neox": SIZES,
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4},
     "opt": {
@@ -36,7 +38,10 @@ DECODERS = {
     },
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4},
 }
-ENCODERS = {"bert": SIZES}
+ENCODERS = {
+    "bert": SIZES,
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+}
 TEXT = "the cat sat on a mat and saw another dog run over green hills while rain fell softly upon old stones"
 WORDS = TEXT.split()
 

@@ -1,0 +1,178 @@
+"""How a language model is run fastest on this machine: in which precision, and how many sequences at once.
+
+Tried for a second or two where a model is first read on a device to a depth, and kept beside it in calibration.json,
+where later runs find it.
+"""
+
+import fcntl
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from jobs.ml import store
+from jobs.ml.language_model import load_model
+from jobs.ml.sites import Site, capture, resolve
+
+FILE = "calibration.json"
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+SECONDS = 1.4  # for all row counts of one precision, unless a single pass takes longer
+CLOSE = 0.97  # of the best rate: of the row counts this close to it the smallest is chosen, it needs the least memory
+FASTER = 1.2  # times the rate of float32 a CPU must reach in bfloat16 that `auto` means it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a measurement holds for."""
+
+    device: str
+    dtype: str
+    threads: int
+    context_length: int
+    depth: str  # the block in which a pass ends
+
+
+def load_calibrated(
+    folder: Path | str, *, site: str, context_length: int, device: str, dtype: str, rows: int | None = None
+) -> tuple[PreTrainedModel, str, int]:
+    """The model, the precision it is in, and the sequences per forward pass; what is left open, dtype `auto` and
+    rows None, is decided by measurement. Raises what load_model and resolve raise.
+    """
+    choices = precisions(device) if dtype == "auto" else [dtype]
+    if rows is not None and len(choices) == 1:
+        return load_model(folder, device, choices[0]), choices[0], rows
+    found: dict[str, dict[str, Any]] = {}
+    model, loaded = None, ""
+    for choice in choices:
+        setting = Setting(device_name(device), choice, torch.get_num_threads(), context_length, depth_of(site))
+        entry = find(Path(folder), setting)
+        if entry is None:
+            model = None  # one at a time is held
+            model, loaded = load_model(folder, device, choice), choice
+            entry = keep(Path(folder), setting, measure(model, resolve(model, site), context_length))
+        found[choice] = entry
+    chosen = fastest(found)
+    if model is None or loaded != chosen:
+        model = None
+        model = load_model(folder, device, chosen)
+    return model, chosen, rows or found[chosen]["rows"]
+
+
+def precisions(device: str) -> list[str]:
+    """What `auto` may mean: bfloat16 on a GPU that computes in it; where a CPU has instructions for it, either."""
+    if device == "cuda":
+        return ["bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"]
+    return ["float32", "bfloat16"] if torch.cpu._is_avx512_bf16_supported() else ["float32"]
+
+
+def fastest(found: dict[str, dict[str, Any]]) -> str:
+    """float32, unless another one is clearly faster."""
+    rates = {dtype: max(entry["tokens_per_second"].values()) for dtype, entry in found.items()}
+    best = max(rates, key=lambda dtype: rates[dtype])
+    return "float32" if rates[best] < FASTER * rates.get("float32", 0) else best
+
+
+def measure(model: PreTrainedModel, site: Site, context_length: int) -> dict[str, Any]:
+    """Tokens per second of forward passes that end at the site, by the number of sequences in them."""
+    began, spare = time.monotonic(), free_bytes(model.device) // 4
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (ROWS[-1], context_length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+    rates: dict[str, float] = {}
+    before = peak_bytes(model.device)
+    for rows in ROWS:
+        try:
+            rates[str(rows)] = round(rate(model, site, ids[:rows]), 1)
+        except (MemoryError, RuntimeError):  # torch has no class of its own for memory of the CPU
+            if not rates:
+                raise
+            break
+        if time.monotonic() - began > SECONDS or peak_bytes(model.device) - before > spare:
+            break
+    best = max(rates.values())
+    return {
+        "rows": next(int(rows) for rows, value in rates.items() if value >= CLOSE * best),
+        "tokens_per_second": rates,
+        "peak_bytes": peak_bytes(model.device),
+        "site": site.name,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def rate(model: PreTrainedModel, site: Site, ids: torch.Tensor) -> float:
+    """Of the quickest of some passes, after one that warms up."""
+    until = time.monotonic() + SECONDS / len(ROWS)
+    times = []
+    for n in range(1000):
+        started = time.perf_counter()
+        capture(model, site, ids)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+        if n:
+            times.append(time.perf_counter() - started)
+            if time.monotonic() > until:
+                break
+    return ids.numel() / min(times)
+
+
+def depth_of(site: str) -> str:
+    """The number of the block in the site's name; for what lies outside of the blocks, the name."""
+    return next((part for part in site.split(".") if part.isdecimal()), site)
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def peak_bytes(device: torch.device) -> int:
+    """On a GPU of what torch has allocated there, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def find(folder: Path, setting: Setting) -> dict[str, Any] | None:
+    return next((entry for entry in read(folder) if entry["setting"] == asdict(setting)), None)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What was measured of the model in the folder; nothing where the file is not as it was written."""
+    try:
+        entries = store.read_json(folder / FILE)
+        return [entry for entry in entries if entry["setting"] and entry["rows"] and entry["tokens_per_second"]]
+    except (OSError, json.JSONDecodeError, TypeError, KeyError):
+        return []
+
+
+def keep(folder: Path, setting: Setting, figures: dict[str, Any]) -> dict[str, Any]:
+    """Adds an entry and returns it; that of another job, where it was quicker, so that both read alike."""
+    with alone(folder):
+        if entry := find(folder, setting):
+            return entry
+        entry = {"setting": asdict(setting), **figures}
+        store.write_json(folder / FILE, [*read(folder), entry])
+        return entry
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
