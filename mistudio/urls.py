@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from mistudio.views import account, dataset, feature, home, language_model, sae, shell, tokenization, training
+from mistudio.views import account, dataset, feature, home, hub, language_model, sae, shell, tokenization, training
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -9,6 +9,7 @@ urlpatterns = [
     path("login/<str:user_key>/<str:token>/", account.login_link, name="login_link"),
     path("logout/", account.logout, name="logout"),
     path("theme/", shell.theme, name="theme"),
+    path("hub/<str:kind>/", hub.preview, name="hub_preview"),
     path("models/", language_model.languagemodels, name="languagemodels"),
     path("models/new/", language_model.languagemodel_new, name="languagemodel_new"),
     path("models/<int:pk>/", language_model.languagemodel, name="languagemodel"),

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -31,6 +32,7 @@ class Stored:
     private: bool = False
     large: frozenset[str] = frozenset()  # kept by sha256, as LFS files are
     history: dict[str, dict[str, bytes]] = field(default_factory=dict)  # files of earlier commits
+    said: dict[str, Any] = field(default_factory=dict)  # more that the hub says of it: cardData, tags, safetensors
 
     @property
     def commit(self) -> str:
@@ -68,6 +70,8 @@ class Fault:
     breaks_after: int = 0  # bytes of the body
     times: int = 1
     ignores_range: bool = False
+    drips: float = 0  # seconds between two pieces of the body
+    cuts: int = 0  # bytes that are missing at the end of an answer that looks whole
     damages: bool = False
 
 
@@ -82,6 +86,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Stored] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.sent = 0  # bytes of answers
         hub = self
 
         class Bound(Answer):
@@ -184,7 +189,8 @@ class Answer(BaseHTTPRequestHandler):
         else:
             siblings = [{"rfilename": name, **stored.entry(name)} for name in sorted(stored.files)]
             gated = "manual" if stored.gated else False
-            self.send_json({"id": stored.id, "sha": stored.commit, "siblings": siblings, "gated": gated, "tags": []})
+            known = {"id": stored.id, "sha": stored.commit, "gated": gated, "private": stored.private, "tags": []}
+            self.send_json({**known, "siblings": siblings, **stored.said})
 
     def stored(self, kind: str, id: str, revision: str | None) -> Stored | None:
         """The repository, or None after an answer that says why not."""
@@ -235,6 +241,8 @@ class Answer(BaseHTTPRequestHandler):
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        if self.fault and self.fault.cuts:
+            body = body[: -self.fault.cuts]
         self.send_response(status)
         for name, value in {
             "Content-Length": str(len(body)),
@@ -246,11 +254,18 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if self.fault and self.fault.breaks_after:
+            self.hub.sent += len(body[: self.fault.breaks_after])
             self.wfile.write(body[: self.fault.breaks_after])
             self.wfile.flush()
             self.close_connection = True
             return
-        self.wfile.write(body)
+        self.hub.sent += len(body)
+        pieces = 50 if self.fault and self.fault.drips else 1
+        size = max(1, -(-len(body) // pieces))
+        for start in range(0, len(body), size):
+            self.wfile.write(body[start : start + size])
+            self.wfile.flush()
+            time.sleep(self.fault.drips if self.fault else 0)
 
 
 def tree(stored: Stored, folder: str) -> list[dict[str, Any]]:

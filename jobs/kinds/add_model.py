@@ -44,7 +44,7 @@ class Origin(Protocol):
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it keeps what is whole and goes on with the rest, at the commit it began with."""
-    from jobs.ml import disk, language_model, store
+    from jobs.ml import disk, language_model, model_config, store
     from jobs.ml.vocabulary import vocabulary
 
     folder = Path(params.folder)
@@ -57,6 +57,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         if name not in weights:
             origin.bring(name, folder, lambda n: ctx.check())
     # Before the weights come: a model that is of no use is refused in seconds, not after gigabytes.
+    model_config.require_known(model_config.parse((folder / "config.json").read_bytes()))
     architecture = language_model.read_architecture(folder)
     pieces = vocabulary(language_model.load_tokenizer(folder), architecture.vocab_size)
 

@@ -201,7 +201,14 @@ def test_a_file_and_a_path_that_is_not_there_are_refused(source, folder):
     ("name", "data", "said"),
     [
         ("config.json", b'{"model_type": "no-such-thing"}', "no-such-thing"),
+        (
+            "config.json",
+            b'{"model_type": "mine", "auto_map": {"AutoModel": "evil.Mine"}}',
+            r"evil\.py\), which is never run",
+        ),
+        ("config.json", b'{"model_type": "t5", "is_encoder_decoder": true}', "encoder-decoder"),
         ("config.json", b"{", "config.json"),
+        ("config.json", b"[]", "config.json"),
         ("tokenizer.json", b"{}", "tokenizer"),
     ],
 )
