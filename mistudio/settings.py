@@ -192,6 +192,9 @@ Q_CLUSTER = {
 # A job names what it works on; the domain knows where that is shown.
 SUBJECT_URL = "mistudio.models.artifact.subject_url"
 
+# Secrets of a job's owner for the environment of its process, for kinds that read from the hub.
+JOB_SECRETS = "mistudio.models.hub_token.secrets_of"
+
 # Live events. Topic name → the Topic that says who may see it and how it is rendered.
 LIVE_TOPICS = {
     "jobs": "jobs.views.job_topic",

@@ -164,12 +164,20 @@ class Answer(BaseHTTPRequestHandler):
         path, query = unquote(parts.path), parse_qs(parts.query)
         if path in ("/api/models", "/api/datasets"):
             self.search(path.removeprefix("/api/").rstrip("s"), query)
+        elif path == "/api/whoami-v2":
+            self.whoami()
         elif found := API.fullmatch(path):
             self.about("dataset" if found[1] == "datasets" else "model", found)
         elif found := FILE.fullmatch(path):
             self.file("dataset" if found["room"] else "model", found)
         else:
             self.send(404)
+
+    def whoami(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.hub.TOKEN}":
+            self.send(401, b'{"error": "Invalid username or password."}')
+            return
+        self.send_json({"name": "alice-on-the-hub", "auth": {"accessToken": {"role": "read"}}})
 
     def search(self, kind: str, query: dict[str, list[str]]) -> None:
         word, owner = query.get("search", [""])[0].lower(), query.get("author", [""])[0]

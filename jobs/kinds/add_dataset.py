@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LABEL = "Add dataset"
 QUEUE = "cpu"
 RESUMABLE = True
+HUB = True  # its process gets the token of its owner
 STAGES = {"look up": 2.0, "read": 88.0, "describe": 10.0}
 ON_SUCCESS = "mistudio.ingest.dataset"
 

@@ -13,6 +13,7 @@ from jobs.ml.errors import Unusable
 LABEL = "Add language model"
 QUEUE = "cpu"
 RESUMABLE = True
+HUB = True  # its process gets the token of its owner
 STAGES = {"look up": 2.0, "fetch": 80.0, "verify": 17.0, "describe": 1.0}
 ON_SUCCESS = "mistudio.ingest.language_model"
 

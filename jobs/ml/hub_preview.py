@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import ModelInfo
 
 from jobs.ml import hub, model_config
 from jobs.ml.errors import WithHint
-from jobs.ml.hub import HubError, HubFile, HubUnreachable, Repository
+from jobs.ml.hub import HubError, HubFile, HubUnreachable, NoAccess, Repository
 from jobs.ml.model_config import DTYPE_BYTES, ConfigFacts
 from jobs.ml.model_files import VOCABULARIES, choose_files, weight_formats, why_left
 
@@ -166,3 +168,18 @@ def judged(found: Preview, answer: dict[str, Any]) -> Preview:
 def stated_parameters(answer: dict[str, Any]) -> int | None:
     said = answer.get("safetensors")
     return model_config.count(said, ("total",)) if isinstance(said, dict) else None
+
+
+def account_of(token: str, *, seconds: float = 8.0) -> str:
+    """The name of the account, with what the token may do. Raises NoAccess, HubUnreachable."""
+    endpoint = HfApi().endpoint
+    try:
+        answer = json.loads(hub.read_bounded(f"{endpoint}/api/whoami-v2", 2**20, time.monotonic() + seconds, token))
+        role = (answer.get("auth") or {}).get("accessToken", {}).get("role", "")
+        return f"{str(answer['name'])[:80]}{f', and may {str(role)[:20]}' if role else ''}"
+    except httpx2.HTTPError as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise NoAccess("The hub does not accept this token.", "It may have been revoked. Store another.") from error
+        raise HubUnreachable(f"The token cannot be checked: {hub.reason(error)}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubUnreachable(f"What answers at {endpoint} is not the hub.") from error

@@ -1,6 +1,7 @@
 """What the hub says of an id before anything is fetched. The request is bounded whatever the hub does."""
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
@@ -9,10 +10,12 @@ from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_GET
 
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_source, is_path
+from mistudio.models.hub_token import token_of
 
 NEW = {"model": "languagemodel_new", "dataset": "dataset_new"}
 SECONDS = 8.0
@@ -54,22 +57,27 @@ def look_up(request: HttpRequest, kind: str) -> dict[str, Any]:
     if source and not look["path"]:
         try:
             check_source(source, revision, "/", kind)
-            look |= found(kind, source, revision[:200])
+            look |= found(kind, source, revision[:200], token_of(request.user.pk))
         except (InvalidInput, OSError) as error:
             look |= {"trouble": str(error), "hint": getattr(error, "hint", "")}
     return {"look": look}
 
 
-def found(kind: str, source: str, revision: str) -> dict[str, Any]:
-    """Raises HubError, an OSError."""
-    looking = LOOKING.submit(ask, kind, source, revision)
+@sensitive_variables()
+def bounded(ask: Callable[..., Any], *arguments: str) -> Any:
+    """What `ask(*arguments, seconds)` gives. Raises what it raises, and TimeoutError."""
+    looking = LOOKING.submit(ask, *arguments, SECONDS)
     try:
-        seen = looking.result(SECONDS + 1)
+        return looking.result(SECONDS + 1)
     except TimeoutError:
         looking.cancel()
-        raise TimeoutError(
-            f"The hub has not answered within {SECONDS:.0f} s. Look again, or add the {kind}: its job is patient."
-        ) from None
+        raise TimeoutError(f"The hub has not answered within {SECONDS:.0f} s. Try again.") from None
+
+
+@sensitive_variables("token")
+def found(kind: str, source: str, revision: str, token: str) -> dict[str, Any]:
+    """Raises HubError, an OSError."""
+    seen = bounded(ask, kind, source, revision, token)
     from jobs.ml.disk import RESERVE
 
     free = shutil.disk_usage(settings.MISTUDIO_DATA).free
@@ -77,7 +85,8 @@ def found(kind: str, source: str, revision: str) -> dict[str, Any]:
     return {"seen": seen, "free": free, "missing": missing, "shown": FILES_SHOWN, "shown_slice": f":{FILES_SHOWN}"}
 
 
-def ask(kind: str, source: str, revision: str) -> Any:
+@sensitive_variables("token")
+def ask(kind: str, source: str, revision: str, token: str, seconds: float) -> Any:
     from jobs.ml.hub_preview import preview as ask_hub  # late: its client takes a quarter of a second to import
 
-    return ask_hub(kind, source, revision, seconds=SECONDS)
+    return ask_hub(kind, source, revision, token=token, seconds=seconds)
