@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -68,6 +69,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     breaks_after: int = 0  # bytes of the body
+    holds: threading.Event | None = None  # instead of breaking off, nothing more comes until it is set
     times: int = 1
     ignores_range: bool = False
     drips: float = 0  # seconds between two pieces of the body
@@ -86,7 +88,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Stored] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
-        self.sent = 0  # bytes of answers
+        self.sent: Counter[str] = Counter()  # bytes of answers, by the last part of the path
         hub = self
 
         class Bound(Answer):
@@ -245,6 +247,9 @@ class Answer(BaseHTTPRequestHandler):
             return
         self.send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
+    def count(self, body: bytes) -> None:
+        self.hub.sent[urlsplit(self.path).path.rpartition("/")[2]] += len(body)
+
     def send_json(self, value: Any) -> None:
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
@@ -262,12 +267,14 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if self.fault and self.fault.breaks_after:
-            self.hub.sent += len(body[: self.fault.breaks_after])
+            self.count(body[: self.fault.breaks_after])
             self.wfile.write(body[: self.fault.breaks_after])
             self.wfile.flush()
+            if self.fault.holds:
+                self.fault.holds.wait(60)
             self.close_connection = True
             return
-        self.hub.sent += len(body)
+        self.count(body)
         pieces = 50 if self.fault and self.fault.drips else 1
         size = max(1, -(-len(body) // pieces))
         for start in range(0, len(body), size):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_source, counter, is_path
+from jobs.kinds.sources import check_source, counter, is_path, keep_to_limit
 from jobs.ml.errors import Unusable
 
 LABEL = "Add language model"
@@ -86,6 +86,7 @@ class FromHub:
     def __init__(self, params: Params, folder: Path, ctx: Context) -> None:
         from jobs.ml import hub
 
+        keep_to_limit(ctx)
         revision = begun_at(folder, params) or params.revision
         quick = hub.Patience(ctx.check, ctx.log, tries=3)
         self.repository = hub.look_up("model", params.source, revision, patience=quick)

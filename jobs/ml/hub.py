@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -209,12 +210,20 @@ def stream(job: Fetch) -> None:
         hf_raise_for_status(response)
         if response.status_code != 206:
             start_again(job)
-        with job.partial.open("ab") as sink:
-            for chunk in response.iter_bytes():  # as they come: what came before a break is kept
-                sink.write(chunk)
-                job.advance(len(chunk))
+        with job.partial.open("ab", buffering=0) as sink:
+            for chunk in response.iter_bytes():  # as they come: what came before a break or a kill is kept
+                write(job, sink, chunk)
                 job.patience.check()
     check_length(job)
+
+
+def write(job: Fetch, sink: RawIOBase, chunk: bytes) -> None:
+    """All of it. On a disk that fills up a part is written first, and counts."""
+    rest = memoryview(chunk)
+    while rest:
+        written = sink.write(rest) or 0
+        job.advance(written)
+        rest = rest[written:]
 
 
 def check_length(job: Fetch) -> None:

@@ -81,8 +81,18 @@ def found(kind: str, source: str, revision: str, token: str) -> dict[str, Any]:
     from jobs.ml.disk import RESERVE
 
     free = shutil.disk_usage(settings.MISTUDIO_DATA).free
+    rate = settings.DOWNLOAD_RATE
+    seconds = seen.taken_bytes / rate if rate else None
     missing = max(0, seen.taken_bytes + RESERVE - free)
-    return {"seen": seen, "free": free, "missing": missing, "shown": FILES_SHOWN, "shown_slice": f":{FILES_SHOWN}"}
+    return {
+        "seen": seen,
+        "free": free,
+        "missing": missing,
+        "rate": rate,
+        "seconds": seconds,
+        "shown": FILES_SHOWN,
+        "shown_slice": f":{FILES_SHOWN}",
+    }
 
 
 @sensitive_variables("token")
