@@ -38,6 +38,8 @@ class Origin(Protocol):
     mark: Any  # differs when the files do
     sizes: dict[str, int | None]  # bytes, by file name
 
+    def reuse(self, folder: Path, ctx: Context) -> int: ...
+
     def bring(self, name: str, folder: Path, advance: Advance) -> None: ...
 
     def verify(self, path: Path, advance: Advance) -> str: ...
@@ -53,6 +55,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("look up")
     origin = FromFolder(Path(params.source), folder) if is_path(params.source) else FromHub(params, folder, ctx)
     keep_what_belongs(folder, {"params": asdict(params), "commit": origin.commit, "mark": origin.mark})
+    reused = origin.reuse(folder, ctx)
     weights = [name for name in origin.sizes if name.endswith(".safetensors")]
     for name in origin.sizes:
         if name not in weights:
@@ -77,6 +80,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         "commit": origin.commit,
         "files": files,
         "licence": licence(folder),
+        "reused_bytes": reused,
     }
     store.write_json(folder / "manifest.json", {"kind": "language_model", **asdict(params), **result})
     return result
@@ -96,6 +100,20 @@ class FromHub:
         self.sizes = {name: self.files[name].size for name in choose(list(self.files), params.source)}
         self.patience = hub.Patience(ctx.check, ctx.log)
         ctx.log(f"{params.source} at {self.commit}: {len(self.sizes)} of its {len(self.files)} files are taken")
+
+    def reuse(self, folder: Path, ctx: Context) -> int:
+        """Bytes that were here already, so that they need not be fetched. Who may not fetch them gets none."""
+        from jobs.ml import hub, reuse
+
+        wanted = [self.files[name] for name in self.sizes if not (folder / name).exists()]
+        here = [file for file in wanted if any(reuse.candidates(file, folder))]
+        if not here:
+            return 0
+        hub.check_access(self.repository, self.patience)
+        taken = [file for file in here if reuse.take(file, folder, ctx.check)]
+        n = sum(file.size or 0 for file in taken)
+        ctx.log(f"{n:,} bytes in {len(taken)} files came from what this machine has already, and are not fetched")
+        return n
 
     def bring(self, name: str, folder: Path, advance: Advance) -> None:
         from jobs.ml import hub
@@ -121,6 +139,9 @@ class FromFolder:
         facts = {name: (source / name).stat() for name in choose(names, str(source))}
         self.sizes: dict[str, int | None] = {name: fact.st_size for name, fact in facts.items()}
         self.mark = {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts.items()}
+
+    def reuse(self, folder: Path, ctx: Context) -> int:
+        return 0
 
     def bring(self, name: str, folder: Path, advance: Advance) -> None:
         """A copy of its own: what happens to the source later does not reach it. Whole or not at all."""

@@ -241,6 +241,14 @@ def start_again(job: Fetch) -> None:
 
 def verify(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
     """The sha256 of a fetched file. Raises CorruptData, and removes the file, if the hub has another."""
+    if whole := is_sound(path, file, advance):
+        return whole
+    path.unlink()
+    raise CorruptData(f"{file.name} came damaged: its checksum is not the hub's. Retry to fetch it again.")
+
+
+def is_sound(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
+    """The sha256 of a file that is the hub's, "" for another."""
     size = path.stat().st_size
     whole, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as source:
@@ -249,10 +257,7 @@ def verify(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
             blob.update(chunk)
             advance(len(chunk))
     sound = file.sha256 in ("", whole.hexdigest()) and file.blob in ("", blob.hexdigest())
-    if not sound or file.size not in (None, size):
-        path.unlink()
-        raise CorruptData(f"{file.name} came damaged: its checksum is not the hub's. Retry to fetch it again.")
-    return whole.hexdigest()
+    return whole.hexdigest() if sound and file.size in (None, size) else ""
 
 
 def persevere(work: Callable[[], T], patience: Patience, progress: Callable[[], int] = lambda: 0) -> T:
