@@ -26,6 +26,7 @@ from jobs.kinds import load_kind, make_params
 from jobs.models import Job, State
 from jobs.outcome import NO_SPACE, Outcome, plain, write_outcome
 from jobs.report import Reporter
+from jobs.secrets import hidden
 
 SIGNALS = {
     signal.SIGTERM: "stop",
@@ -119,7 +120,7 @@ def perform(job: Job, context: Context) -> Outcome:
         return Outcome(job.attempt, ENDINGS[type(ending)])
     except BaseException as error:  # also SystemExit: whatever a kind raises, the job gets an ending
         detail = traceback.format_exc()
-        os.write(2, detail.encode(errors="replace"))
+        os.write(2, hidden(detail).encode(errors="replace"))
         return Outcome(job.attempt, "failed", error=plain(asdict(classify(error))), detail=plain(detail[-8000:]))
 
 

@@ -10,6 +10,7 @@ from jobs.models import Job
 LIMIT = 4 * 2**20  # bytes; beyond it the oldest goes
 KEPT = 2**20
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")  # of the hub; whoever printed it, no page shows it
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -73,6 +74,6 @@ def last_lines(path: Path, lines: int = 20) -> str:
 
 def clean(text: str) -> str:
     """As a terminal would leave it: no escapes, of a line that overwrites itself the last state; rest made visible."""
-    lines = ANSI.sub("", text).replace("\r\n", "\n").split("\n")
+    lines = TOKEN.sub("hf_…", ANSI.sub("", text)).replace("\r\n", "\n").split("\n")
     finals = (line.rstrip("\r").rpartition("\r")[2] for line in lines)
     return "\n".join(UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", line) for line in finals)

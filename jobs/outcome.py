@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.models import Job
+from jobs.secrets import hidden
 
 NO_SPACE = 74  # exit code of a process that has no room left for its outcome
 
@@ -44,13 +45,14 @@ def read_outcome(job: Job) -> Outcome | None:
 
 
 def plain(value: Any) -> Any:
-    """For JSON in any database: numbers of other libraries as Python's, no NaN, no infinity, no NUL, no surrogate."""
+    """For JSON in any database: numbers of other libraries as Python's, no NaN, no infinity, no NUL, no surrogate,
+    and no secret."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\N{SYMBOL FOR NULL}")
+        return hidden(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\N{SYMBOL FOR NULL}")
     if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "item"):

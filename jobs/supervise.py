@@ -24,6 +24,7 @@ from jobs.errors import classify
 from jobs.logs import log_path, open_log, trim
 from jobs.models import Job, State
 from jobs.outcome import outcome_path, read_outcome
+from jobs.secrets import known, secrets_of, strike_out
 
 if TYPE_CHECKING:
     import subprocess
@@ -128,6 +129,7 @@ class Supervision:
         self.job, self.asked, self.on_look = job, asked, on_look
         self.told, self.kill_at = "", float("inf")
         self.finishing = self.lost = False
+        self.secrets = secrets_of(job)
         self.memory = 0  # largest resident size seen, bytes
         # At the last two looks: the kernel counts for the whole machine, so only its newest kill can be ours.
         self.oom_kills = (processes.oom_kills(),) * 2
@@ -145,7 +147,7 @@ class Supervision:
             finally:
                 processes.kill_group(child.pid)  # what it leaves behind, or itself if we fail
                 child.wait()
-        trim(log_path(self.job))
+        self.tidy_log()
         if not self.lost:
             self.finish(child.returncode, processes.oom_kills() > self.oom_kills[0])
 
@@ -154,7 +156,7 @@ class Supervision:
         output = open_log(self.job)
         try:
             argv = processes.manage("run_job", str(self.job.pk), str(self.job.attempt))
-            return processes.spawn(argv, output=output, hold=True, env=env)
+            return processes.spawn(argv, output=output, hold=True, env={**env, **self.secrets})
         finally:
             os.close(output)
 
@@ -174,7 +176,7 @@ class Supervision:
         """Heartbeat and wishes. A database that does not answer does not disturb the work, unless it lasts."""
         self.memory = max(self.memory, processes.memory_of(pid))
         self.oom_kills = self.oom_kills[1], processes.oom_kills()
-        trim(log_path(self.job))
+        self.tidy_log()
         try:
             self.look_at_row(pid)
         except DatabaseError as error:
@@ -183,6 +185,12 @@ class Supervision:
             # Others will soon take the job for lost: it must have ended here before it starts there.
             if time.monotonic() - self.heartbeat > STALE - settings.STOP_GRACE_SECONDS - 10:
                 self.tell(pid, "stop")
+
+    def tidy_log(self) -> None:
+        """Bounded, and without a secret that a library may have printed."""
+        with contextlib.suppress(OSError):
+            strike_out(log_path(self.job), known(self.secrets))
+        trim(log_path(self.job))
 
     def look_at_row(self, pid: int) -> None:
         if self.looked - self.heartbeat >= HEARTBEAT:

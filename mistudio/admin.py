@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
-from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, Template, User
+from mistudio.models import ARTIFACTS, Artifact, Feature, HubToken, Membership, Team, Template, User
 from mistudio.models.artifact import InUse
 
 admin.site.site_header = "miStudio data"
@@ -159,6 +159,21 @@ class MistudioUserAdmin(UserAdmin):
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
         return self.inlines if obj else ()  # a new person is put into the default team
+
+
+@admin.register(HubToken)
+class HubTokenAdmin(admin.ModelAdmin):
+    """That there is one, and whose; it can be taken away, not read."""
+
+    list_display = fields = ("user", "shown", "stored_at")
+    list_select_related = ("user",)
+    search_fields = ("user__username",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 @admin.register(Membership)

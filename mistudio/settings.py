@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+from jobs.ml.pace import parse_rate
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +29,13 @@ def env_bool(name: str, default: bool) -> bool:
 
 def env_list(name: str, default: str) -> list[str]:
     return [part.strip() for part in (os.environ.get(name) or default).split(",") if part.strip()]
+
+
+def env_rate(name: str) -> int | None:
+    try:
+        return parse_rate(os.environ.get(name, ""))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name} is {os.environ[name]!r}: {error}.") from error
 
 
 def data_folder() -> Path:
@@ -88,6 +97,7 @@ MISTUDIO_PORT = env_int("MISTUDIO_PORT", 8000, 1, 65535)
 GPU_SLOTS = env_int("MISTUDIO_GPU_SLOTS", 1, 1, 64)
 CPU_SLOTS = env_int("MISTUDIO_CPU_SLOTS", 2, 1, 64)
 STOP_GRACE_SECONDS = env_int("MISTUDIO_STOP_GRACE_SECONDS", 20, 1, 3600)
+DOWNLOAD_RATE = env_rate("MISTUDIO_DOWNLOAD_RATE")  # bytes/s from the hub; None: no limit
 REDIS_URL = os.environ.get("REDIS_URL", "")
 
 SECRET_KEY = secret_key(MISTUDIO_DATA)
@@ -191,6 +201,9 @@ Q_CLUSTER = {
 
 # A job names what it works on; the domain knows where that is shown.
 SUBJECT_URL = "mistudio.models.artifact.subject_url"
+
+# Secrets of a job's owner for the environment of its process, for kinds that read from the hub.
+JOB_SECRETS = "mistudio.models.hub_token.secrets_of"
 
 # Live events. Topic name → the Topic that says who may see it and how it is rendered.
 LIVE_TOPICS = {

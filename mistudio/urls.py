@@ -1,14 +1,32 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from mistudio.views import account, dataset, feature, home, language_model, sae, shell, template, tokenization, training
+from mistudio.views import (
+    account,
+    dataset,
+    feature,
+    home,
+    hub,
+    hub_token,
+    language_model,
+    sae,
+    shell,
+    template,
+    tokenization,
+    training,
+)
 
 urlpatterns = [
     path("", home.home, name="home"),
     path("login/", account.login, name="login"),
     path("login/<str:user_key>/<str:token>/", account.login_link, name="login_link"),
     path("logout/", account.logout, name="logout"),
+    path("account/", hub_token.account, name="account"),
+    path("account/hub-token/", hub_token.hubtoken_store, name="hubtoken_store"),
+    path("account/hub-token/remove/", hub_token.hubtoken_remove, name="hubtoken_remove"),
+    path("account/hub-token/check/", hub_token.hubtoken_check, name="hubtoken_check"),
     path("theme/", shell.theme, name="theme"),
+    path("hub/<str:kind>/", hub.preview, name="hub_preview"),
     path("models/", language_model.languagemodels, name="languagemodels"),
     path("models/new/", language_model.languagemodel_new, name="languagemodel_new"),
     path("models/<int:pk>/", language_model.languagemodel, name="languagemodel"),

@@ -8,6 +8,8 @@ import json
 import re
 import sys
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -31,6 +33,7 @@ class Stored:
     private: bool = False
     large: frozenset[str] = frozenset()  # kept by sha256, as LFS files are
     history: dict[str, dict[str, bytes]] = field(default_factory=dict)  # files of earlier commits
+    said: dict[str, Any] = field(default_factory=dict)  # more that the hub says of it: cardData, tags, safetensors
 
     @property
     def commit(self) -> str:
@@ -66,8 +69,11 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     breaks_after: int = 0  # bytes of the body
+    holds: threading.Event | None = None  # instead of breaking off, nothing more comes until it is set
     times: int = 1
     ignores_range: bool = False
+    drips: float = 0  # seconds between two pieces of the body
+    cuts: int = 0  # bytes that are missing at the end of an answer that looks whole
     damages: bool = False
 
 
@@ -82,6 +88,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Stored] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.sent: Counter[str] = Counter()  # bytes of answers, by the last part of the path
         hub = self
 
         class Bound(Answer):
@@ -159,12 +166,20 @@ class Answer(BaseHTTPRequestHandler):
         path, query = unquote(parts.path), parse_qs(parts.query)
         if path in ("/api/models", "/api/datasets"):
             self.search(path.removeprefix("/api/").rstrip("s"), query)
+        elif path == "/api/whoami-v2":
+            self.whoami()
         elif found := API.fullmatch(path):
             self.about("dataset" if found[1] == "datasets" else "model", found)
         elif found := FILE.fullmatch(path):
             self.file("dataset" if found["room"] else "model", found)
         else:
             self.send(404)
+
+    def whoami(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.hub.TOKEN}":
+            self.send(401, b'{"error": "Invalid username or password."}')
+            return
+        self.send_json({"name": "alice-on-the-hub", "auth": {"accessToken": {"role": "read"}}})
 
     def search(self, kind: str, query: dict[str, list[str]]) -> None:
         word, owner = query.get("search", [""])[0].lower(), query.get("author", [""])[0]
@@ -184,7 +199,8 @@ class Answer(BaseHTTPRequestHandler):
         else:
             siblings = [{"rfilename": name, **stored.entry(name)} for name in sorted(stored.files)]
             gated = "manual" if stored.gated else False
-            self.send_json({"id": stored.id, "sha": stored.commit, "siblings": siblings, "gated": gated, "tags": []})
+            known = {"id": stored.id, "sha": stored.commit, "gated": gated, "private": stored.private, "tags": []}
+            self.send_json({**known, "siblings": siblings, **stored.said})
 
     def stored(self, kind: str, id: str, revision: str | None) -> Stored | None:
         """The repository, or None after an answer that says why not."""
@@ -231,10 +247,15 @@ class Answer(BaseHTTPRequestHandler):
             return
         self.send(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
+    def count(self, body: bytes) -> None:
+        self.hub.sent[urlsplit(self.path).path.rpartition("/")[2]] += len(body)
+
     def send_json(self, value: Any) -> None:
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        if self.fault and self.fault.cuts:
+            body = body[: -self.fault.cuts]
         self.send_response(status)
         for name, value in {
             "Content-Length": str(len(body)),
@@ -246,11 +267,20 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if self.fault and self.fault.breaks_after:
+            self.count(body[: self.fault.breaks_after])
             self.wfile.write(body[: self.fault.breaks_after])
             self.wfile.flush()
+            if self.fault.holds:
+                self.fault.holds.wait(60)
             self.close_connection = True
             return
-        self.wfile.write(body)
+        self.count(body)
+        pieces = 50 if self.fault and self.fault.drips else 1
+        size = max(1, -(-len(body) // pieces))
+        for start in range(0, len(body), size):
+            self.wfile.write(body[start : start + size])
+            self.wfile.flush()
+            time.sleep(self.fault.drips if self.fault else 0)
 
 
 def tree(stored: Stored, folder: str) -> list[dict[str, Any]]:

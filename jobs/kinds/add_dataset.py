@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_source, counter, is_path
+from jobs.kinds.sources import check_source, counter, is_path, keep_to_limit
 from jobs.ml.errors import Unusable
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LABEL = "Add dataset"
 QUEUE = "cpu"
 RESUMABLE = True
+HUB = True  # its process gets the token of its owner
 STAGES = {"look up": 2.0, "read": 88.0, "describe": 10.0}
 ON_SUCCESS = "mistudio.ingest.dataset"
 
@@ -76,6 +77,7 @@ def open_source(params: Params, folder: Path, ctx: Context) -> "Source":
     from jobs.ml.hub import Patience
     from jobs.ml.hub_documents import HubDocuments
 
+    keep_to_limit(ctx)
     patience = Patience(ctx.check, ctx.log, tries=3)
     revision = begun_at(folder, params) or params.revision
     return HubDocuments(params.source, params.config, params.split, revision, params.text_column, patience)

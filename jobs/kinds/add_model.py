@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_source, counter, is_path
+from jobs.kinds.sources import check_source, counter, is_path, keep_to_limit
 from jobs.ml.errors import Unusable
 
 LABEL = "Add language model"
 QUEUE = "cpu"
 RESUMABLE = True
+HUB = True  # its process gets the token of its owner
 STAGES = {"look up": 2.0, "fetch": 80.0, "verify": 17.0, "describe": 1.0}
 ON_SUCCESS = "mistudio.ingest.language_model"
 
@@ -37,6 +38,8 @@ class Origin(Protocol):
     mark: Any  # differs when the files do
     sizes: dict[str, int | None]  # bytes, by file name
 
+    def reuse(self, folder: Path, ctx: Context) -> int: ...
+
     def bring(self, name: str, folder: Path, advance: Advance) -> None: ...
 
     def verify(self, path: Path, advance: Advance) -> str: ...
@@ -44,7 +47,7 @@ class Origin(Protocol):
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it keeps what is whole and goes on with the rest, at the commit it began with."""
-    from jobs.ml import disk, language_model, store
+    from jobs.ml import disk, language_model, model_config, store
     from jobs.ml.vocabulary import vocabulary
 
     folder = Path(params.folder)
@@ -52,11 +55,13 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("look up")
     origin = FromFolder(Path(params.source), folder) if is_path(params.source) else FromHub(params, folder, ctx)
     keep_what_belongs(folder, {"params": asdict(params), "commit": origin.commit, "mark": origin.mark})
+    reused = origin.reuse(folder, ctx)
     weights = [name for name in origin.sizes if name.endswith(".safetensors")]
     for name in origin.sizes:
         if name not in weights:
             origin.bring(name, folder, lambda n: ctx.check())
     # Before the weights come: a model that is of no use is refused in seconds, not after gigabytes.
+    model_config.require_known(model_config.parse((folder / "config.json").read_bytes()))
     architecture = language_model.read_architecture(folder)
     pieces = vocabulary(language_model.load_tokenizer(folder), architecture.vocab_size)
 
@@ -75,6 +80,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         "commit": origin.commit,
         "files": files,
         "licence": licence(folder),
+        "reused_bytes": reused,
     }
     store.write_json(folder / "manifest.json", {"kind": "language_model", **asdict(params), **result})
     return result
@@ -84,6 +90,7 @@ class FromHub:
     def __init__(self, params: Params, folder: Path, ctx: Context) -> None:
         from jobs.ml import hub
 
+        keep_to_limit(ctx)
         revision = begun_at(folder, params) or params.revision
         quick = hub.Patience(ctx.check, ctx.log, tries=3)
         self.repository = hub.look_up("model", params.source, revision, patience=quick)
@@ -93,6 +100,20 @@ class FromHub:
         self.sizes = {name: self.files[name].size for name in choose(list(self.files), params.source)}
         self.patience = hub.Patience(ctx.check, ctx.log)
         ctx.log(f"{params.source} at {self.commit}: {len(self.sizes)} of its {len(self.files)} files are taken")
+
+    def reuse(self, folder: Path, ctx: Context) -> int:
+        """Bytes that were here already, so that they need not be fetched. Who may not fetch them gets none."""
+        from jobs.ml import hub, reuse
+
+        wanted = [self.files[name] for name in self.sizes if not (folder / name).exists()]
+        here = [file for file in wanted if any(reuse.candidates(file, folder))]
+        if not here:
+            return 0
+        hub.check_access(self.repository, self.patience)
+        taken = [file for file in here if reuse.take(file, folder, ctx.check)]
+        n = sum(file.size or 0 for file in taken)
+        ctx.log(f"{n:,} bytes in {len(taken)} files came from what this machine has already, and are not fetched")
+        return n
 
     def bring(self, name: str, folder: Path, advance: Advance) -> None:
         from jobs.ml import hub
@@ -118,6 +139,9 @@ class FromFolder:
         facts = {name: (source / name).stat() for name in choose(names, str(source))}
         self.sizes: dict[str, int | None] = {name: fact.st_size for name, fact in facts.items()}
         self.mark = {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts.items()}
+
+    def reuse(self, folder: Path, ctx: Context) -> int:
+        return 0
 
     def bring(self, name: str, folder: Path, advance: Advance) -> None:
         """A copy of its own: what happens to the source later does not reach it. Whole or not at all."""

@@ -27,6 +27,14 @@ def check_source(source: str, revision: str, folder: str, kind: str) -> None:
         raise InvalidInput("The folder to write to must be absolute.", field="folder")
 
 
+def keep_to_limit(ctx: Context) -> None:
+    from jobs.ml.disk import size
+    from jobs.ml.pace import keep_pace
+
+    if pace := keep_pace():
+        ctx.log(f"downloads on this machine share {size(pace.rate)} a second")
+
+
 def counter(ctx: Context) -> Callable[[int], None]:
     """Counts what is done in the current stage. The first may be of earlier attempts: no speed."""
     done = 0

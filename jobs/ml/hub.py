@@ -7,12 +7,15 @@ Bytes are streamed here because huggingface_hub 2.4 throws away what it has of a
 import difflib
 import errno
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import httpx2
 from huggingface_hub import HfApi, constants
@@ -35,7 +38,8 @@ CHUNK = 2**20
 FIRST_WAIT = 1.0  # seconds; doubled for each further try, up to 30
 LONGEST_WAIT = 310.0  # seconds; the hub's rate limits are reset every five minutes
 FLEETING = {408, 425, 429, 500, 502, 503, 504}  # statuses that may be gone at the next try
-TOKEN_HINT = "Set HF_TOKEN to a token of an account that may read it, in the environment of the workers."  # noqa: S105
+TOKEN_HINT = "Store a token of an account that may read it on your account page, or set HF_TOKEN for the workers."  # noqa: S105
+LISTED = 2**20  # bytes, at most, of a list of ids
 T = TypeVar("T")
 
 
@@ -206,12 +210,20 @@ def stream(job: Fetch) -> None:
         hf_raise_for_status(response)
         if response.status_code != 206:
             start_again(job)
-        with job.partial.open("ab") as sink:
-            for chunk in response.iter_bytes():  # as they come: what came before a break is kept
-                sink.write(chunk)
-                job.advance(len(chunk))
+        with job.partial.open("ab", buffering=0) as sink:
+            for chunk in response.iter_bytes():  # as they come: what came before a break or a kill is kept
+                write(job, sink, chunk)
                 job.patience.check()
     check_length(job)
+
+
+def write(job: Fetch, sink: RawIOBase, chunk: bytes) -> None:
+    """All of it. On a disk that fills up a part is written first, and counts."""
+    rest = memoryview(chunk)
+    while rest:
+        written = sink.write(rest) or 0
+        job.advance(written)
+        rest = rest[written:]
 
 
 def check_length(job: Fetch) -> None:
@@ -229,6 +241,14 @@ def start_again(job: Fetch) -> None:
 
 def verify(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
     """The sha256 of a fetched file. Raises CorruptData, and removes the file, if the hub has another."""
+    if whole := is_sound(path, file, advance):
+        return whole
+    path.unlink()
+    raise CorruptData(f"{file.name} came damaged: its checksum is not the hub's. Retry to fetch it again.")
+
+
+def is_sound(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
+    """The sha256 of a file that is the hub's, "" for another."""
     size = path.stat().st_size
     whole, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as source:
@@ -237,10 +257,7 @@ def verify(path: Path, file: HubFile, advance: Callable[[int], None]) -> str:
             blob.update(chunk)
             advance(len(chunk))
     sound = file.sha256 in ("", whole.hexdigest()) and file.blob in ("", blob.hexdigest())
-    if not sound or file.size not in (None, size):
-        path.unlink()
-        raise CorruptData(f"{file.name} came damaged: its checksum is not the hub's. Retry to fetch it again.")
-    return whole.hexdigest()
+    return whole.hexdigest() if sound and file.size in (None, size) else ""
 
 
 def persevere(work: Callable[[], T], patience: Patience, progress: Callable[[], int] = lambda: 0) -> T:
@@ -297,6 +314,32 @@ def explained(kind: str, repository: str, revision: str = "", api: HfApi | None 
         raise in_words(error, f"The {kind} {repository}", revision) or unknown(kind, repository, api) from error
 
 
+class TooMuch(ValueError):
+    """More came than anyone honest would send."""
+
+
+def read_bounded(url: str, most: int, until: float, token: str = "") -> bytes:
+    """What the hub answers, of `most` bytes, by the moment `until` of the monotonic clock.
+
+    Raises httpx2.HTTPError, among them HfHubHTTPError and time-outs; TooMuch.
+    """
+    headers = build_hf_headers(token=token or None) | {"Accept-Encoding": "identity"}
+    timeout = max(0.1, until - time.monotonic())
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        body = bytearray()
+        for chunk in response.iter_raw():  # raw: a packed answer cannot unfold into gigabytes
+            body += chunk
+            if len(body) > most:
+                raise TooMuch(f"{url.partition('?')[0]} answers with more than {most:,} bytes")
+            if time.monotonic() > until:
+                raise httpx2.ReadTimeout("the answer came too slowly", request=response.request)
+        plain = {name: text for name, text in response.headers.items() if name.lower() != "content-encoding"}
+        hf_raise_for_status(
+            httpx2.Response(response.status_code, headers=plain, content=bytes(body), request=response.request)
+        )
+    return bytes(body)
+
+
 def in_words(error: httpx2.HTTPError, what: str, revision: str) -> HubError | None:
     """None where the hub does not know the repository."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
@@ -342,8 +385,7 @@ def of_owner(kind: str, repository: str, api: HfApi) -> list[str]:
 def listed(url: str, params: dict[str, str]) -> list[str]:
     """Ids that the hub answers with; none where it cannot be asked."""
     try:
-        response = get_session().get(url, params=params, headers=build_hf_headers(), timeout=5)
-        hf_raise_for_status(response)
-        return [str(entry["id"]) for entry in response.json()]
+        answer = read_bounded(f"{url}?{urlencode(params)}", LISTED, time.monotonic() + 5)
+        return [str(entry["id"]) for entry in json.loads(answer)]
     except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError):
         return []

@@ -39,7 +39,8 @@ VOCABULARIES = {
 }
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (*UNSAFE, ".h5", ".msgpack")
 
 
 def choose_files(names: Collection[str]) -> list[str]:
@@ -57,6 +58,34 @@ def choose_files(names: Collection[str]) -> list[str]:
 
 def is_taken(name: str) -> bool:
     return name in DESCRIBING | TOKENIZER | {WHOLE, INDEX} or bool(SHARD.fullmatch(name))
+
+
+def why_left(name: str) -> str:
+    """Why a file that `choose_files` did not choose is left where it is."""
+    if "/" in name:
+        return "in a subfolder"
+    if name.endswith(".py"):
+        return "a program; never run"
+    if name.endswith(PICKLES):
+        return "can run code when opened" if name.endswith(UNSAFE) else "weights for another library"
+    if name.endswith((".safetensors", ".safetensors.index.json")):
+        return "the same weights another time, or an adapter"
+    if name.endswith((".gguf", ".onnx", ".tflite", ".mlmodel")):
+        return "weights for another program"
+    return "not needed"
+
+
+def weight_formats(names: Collection[str]) -> list[str]:
+    """In which formats a repository has weights, the readable one first."""
+    endings = {
+        "safetensors": (".safetensors",),
+        "pickle": UNSAFE,
+        "HDF5": (".h5",),
+        "Flax": (".msgpack",),
+        "GGUF": (".gguf",),
+        "ONNX": (".onnx",),
+    }
+    return [label for label, ends in endings.items() if any(name.endswith(ends) for name in names)]
 
 
 def choose_weights(names: Collection[str]) -> list[str]:

@@ -1,6 +1,7 @@
 from mistudio.models.artifact import Artifact
 from mistudio.models.dataset import Dataset
 from mistudio.models.feature import Feature
+from mistudio.models.hub_token import HubToken
 from mistudio.models.language_model import LanguageModel
 from mistudio.models.sae import Sae
 from mistudio.models.scan import Scan
@@ -16,6 +17,7 @@ __all__ = [
     "Artifact",
     "Dataset",
     "Feature",
+    "HubToken",
     "LanguageModel",
     "Membership",
     "Sae",

@@ -5,6 +5,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from mistudio.forms.dataset import DatasetForm
 from mistudio.models import Dataset
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
+from mistudio.views.hub import look_first, looked_up
 
 
 @require_GET
@@ -21,7 +22,9 @@ def dataset(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def dataset_new(request: HttpRequest) -> HttpResponse:
-    return creation(request, DatasetForm, "dataset/new.html")
+    if "look" in request.POST:
+        return look_first(request)
+    return creation(request, DatasetForm, "dataset/new.html", context=looked_up(request, "dataset"))
 
 
 @require_POST

@@ -5,6 +5,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from mistudio.forms.language_model import LanguageModelForm
 from mistudio.models import LanguageModel
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
+from mistudio.views.hub import look_first, looked_up
 
 
 @require_GET
@@ -27,7 +28,9 @@ def languagemodel(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def languagemodel_new(request: HttpRequest) -> HttpResponse:
-    return creation(request, LanguageModelForm, "language_model/new.html")
+    if "look" in request.POST:
+        return look_first(request)
+    return creation(request, LanguageModelForm, "language_model/new.html", context=looked_up(request, "model"))
 
 
 @require_POST

@@ -1,5 +1,6 @@
 import hashlib
 import random
+import threading
 
 import pytest
 
@@ -33,6 +34,7 @@ def hub(server, monkeypatch):
     server.repositories.clear()
     server.faults.clear()
     server.requests.clear()
+    server.sent.clear()
     server.add("model", "owner/tiny", dict(FILES))
     return server
 
@@ -238,3 +240,59 @@ def test_a_file_that_vanished_from_the_hub_is_not_found(hub, tmp_path):
     hub.fault("resolve", status=404, headers={"X-Error-Code": "EntryNotFound"})
     with pytest.raises(NotOnHub, match="not on the hub any more"):
         fetch(repository, repository.files[0], tmp_path, lambda n: None, QUICK)
+
+
+def test_an_answer_that_ends_early_but_looks_whole_is_completed(hub, tmp_path):
+    hub.fault("resolve", cuts=1_000_000)
+    told = bring(hub, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS and sum(told) == len(WEIGHTS)
+    assert hub.fetched("resolve")[1]["Range"] == "bytes=2500000-"
+    assert hub.sent["model.safetensors"] == len(WEIGHTS)
+
+
+def test_a_hub_that_always_ends_early_is_given_up(hub, tmp_path):
+    hub.fault("resolve", cuts=3_500_000, times=9)
+    with pytest.raises(HubUnreachable, match="0 of 3,500,000 bytes came"):
+        bring(hub, tmp_path)
+
+
+def test_a_hub_that_falls_silent_is_asked_again_for_the_rest(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    said, silence = [], threading.Event()
+    hub.fault("resolve", breaks_after=1_500_000, holds=silence)
+    bring(hub, tmp_path, patience=Patience(tries=3, log=said.append))
+    silence.set()
+    assert said == ["the hub did not answer in time; trying again in 0 s"]
+    assert hub.sent["model.safetensors"] == len(WEIGHTS)
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_slow_hub_is_waited_for_as_long_as_something_comes(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    hub.fault("resolve", drips=0.02)  # a second in all
+    told = bring(hub, tmp_path, patience=Patience(tries=1))
+    assert len(hub.fetched("resolve")) == 1 and len(told) > 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"status": 401, "headers": {"X-Error-Code": "GatedRepo"}}, NoAccess),
+        ({"status": 403}, NoAccess),
+        ({"status": 404, "headers": {"X-Error-Code": "EntryNotFound"}}, NotOnHub),
+        ({"status": 429, "headers": {"Retry-After": "3600"}}, HubUnreachable),
+        ({"status": 503}, HubUnreachable),
+    ],
+)
+def test_whatever_ends_a_fetch_midway_what_came_is_kept_and_gone_on_from(hub, tmp_path, answer, error):
+    hub.fault("resolve", breaks_after=1_200_000)
+    hub.fault("resolve", times=3, **answer)
+    with pytest.raises(error):
+        bring(hub, tmp_path)
+    (part,) = tmp_path.iterdir()
+    assert part.stat().st_size == 1_200_000
+    hub.faults.clear()
+    bring(hub, tmp_path)
+    assert hub.fetched("resolve")[-1]["Range"] == "bytes=1200000-"
+    assert hub.sent["model.safetensors"] == len(WEIGHTS)
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS

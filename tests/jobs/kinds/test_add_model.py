@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -53,13 +54,15 @@ def server():
 
 
 @pytest.fixture
-def hub(server, original, monkeypatch):
+def hub(server, original, monkeypatch, tmp_path):
     """The hub that this process believes to be the hub, with a model that also has pickles and code."""
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
     server.repositories.clear()
     server.faults.clear()
     server.requests.clear()
+    server.sent.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     files = {path.name: path.read_bytes() for path in original.iterdir()}
     extra = {"pytorch_model.bin": b"\x80\x02", "modeling_tiny.py": b"import os", "onnx/model.safetensors": b"x"}
     server.add("model", "owner/tiny", files | extra)
@@ -201,7 +204,14 @@ def test_a_file_and_a_path_that_is_not_there_are_refused(source, folder):
     ("name", "data", "said"),
     [
         ("config.json", b'{"model_type": "no-such-thing"}', "no-such-thing"),
+        (
+            "config.json",
+            b'{"model_type": "mine", "auto_map": {"AutoModel": "evil.Mine"}}',
+            r"evil\.py\), which is never run",
+        ),
+        ("config.json", b'{"model_type": "t5", "is_encoder_decoder": true}', "encoder-decoder"),
         ("config.json", b"{", "config.json"),
+        ("config.json", b"[]", "config.json"),
         ("tokenizer.json", b"{}", "tokenizer"),
     ],
 )
@@ -309,6 +319,87 @@ def test_whatever_names_there_are_no_code_no_pickle_and_no_path_is_taken(names):
         return
     assert set(taken) <= names
     assert not any("/" in name or name.endswith((".py", ".bin", ".pt", ".pkl")) for name in taken)
+
+
+def weight_traffic(hub) -> int:
+    return sum(n for name, n in hub.sent.items() if name in add_model_files(hub))
+
+
+def add_model_files(hub) -> set[str]:
+    return set(hub.repositories[("model", "owner/tiny")].files)
+
+
+def test_a_second_registration_fetches_not_one_byte(hub, folder, capsys):
+    first = add("owner/tiny", folder)
+    hub.sent.clear()
+    second = add("owner/tiny", folder.with_name("8"))
+    assert weight_traffic(hub) == 0
+    assert second["reused_bytes"] == sum(file["bytes"] for file in second["files"]) and first["reused_bytes"] == 0
+    assert second["files"] == first["files"]
+    assert "came from what this machine has already" in capsys.readouterr().out
+    before = contents(folder.with_name("8"))
+    shutil.rmtree(folder)
+    assert contents(folder.with_name("8")) == before
+
+
+def test_the_same_weights_in_another_repository_are_not_fetched_again(hub, folder):
+    add("owner/tiny", folder)
+    files = dict(hub.repositories[("model", "owner/tiny")].files)
+    hub.add("model", "other/copy", {**files, "README.md": b"---\nlicense: mit\n---\n"})
+    hub.sent.clear()
+    assert add("other/copy", folder.with_name("8"))["licence"] == "mit"
+    assert hub.sent["model.safetensors"] == 0 < hub.sent["README.md"]
+
+
+def test_what_the_cache_of_the_hub_has_is_not_fetched(hub, folder):
+    weights = hub.repositories[("model", "owner/tiny")].files["model.safetensors"]
+    blobs = Path(constants.HF_HUB_CACHE) / "models--owner--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / sha256(weights).hexdigest()).write_bytes(weights)
+    result = add("owner/tiny", folder)
+    assert hub.sent["model.safetensors"] == 0 and result["reused_bytes"] == len(weights)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_what_is_here_but_damaged_is_fetched(hub, folder, damage):
+    add("owner/tiny", folder)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data[:-10] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    hub.sent.clear()
+    add("owner/tiny", folder.with_name("8"))
+    assert hub.sent["model.safetensors"] == len(data)
+    assert (folder.with_name("8") / "model.safetensors").read_bytes() == data
+
+
+def test_on_another_disk_what_is_here_is_copied(hub, folder, monkeypatch):
+    add("owner/tiny", folder)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another disk")))
+    hub.sent.clear()
+    add("owner/tiny", folder.with_name("8"))
+    assert weight_traffic(hub) == 0
+    assert not (folder / "model.safetensors").samefile(folder.with_name("8") / "model.safetensors")
+
+
+def test_who_may_not_fetch_a_gated_model_gets_no_copy_of_it_either(hub, folder, monkeypatch):
+    hub.repositories[("model", "owner/tiny")].gated = True
+    monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+    add("owner/tiny", folder)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(OSError, match="gated"):
+        add("owner/tiny", folder.with_name("8"))
+    assert not (folder.with_name("8") / "model.safetensors").exists()
+
+
+def test_a_part_that_was_fetched_before_is_dropped_where_the_whole_is_here(hub, folder):
+    hub.fault("model.safetensors", breaks_after=5000)
+    with pytest.raises(Stopped):
+        add("owner/tiny", folder, Interrupted(after=5000))
+    add("owner/tiny", folder.with_name("8"))
+    add("owner/tiny", folder)
+    assert not list(folder.glob("*.partial")) and not list(folder.glob(".*"))
 
 
 def test_an_interrupted_download_goes_on_at_the_commit_it_began_with(hub, folder):
