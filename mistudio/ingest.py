@@ -55,6 +55,7 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
         revision=result.get("commit") or row.revision,
         columns=result["columns"],
         samples=result["samples"],
+        conversations=result["conversations"],
         statistics=statistics,
         n_documents=statistics["documents"],
         n_characters=statistics["characters"],

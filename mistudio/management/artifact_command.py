@@ -2,6 +2,7 @@ import argparse
 from typing import Any, ClassVar
 
 from django.core.exceptions import ObjectDoesNotExist
+from django.forms import BooleanField
 from django.forms.models import ModelChoiceField
 
 from jobs.management.job_command import BadInput, JobCommand
@@ -26,8 +27,9 @@ class ArtifactCommand(JobCommand):
                 parser.add_argument(
                     name, help=f"{about} By name or id." if isinstance(field, ModelChoiceField) else about
                 )
-            else:
-                parser.add_argument(f"--{name.removeprefix('n_').replace('_', '-')}", dest=name, help=about)
+                continue
+            flag: dict[str, Any] = {"action": "store_true"} if isinstance(field, BooleanField) else {}
+            parser.add_argument(f"--{name.removeprefix('n_').replace('_', '-')}", dest=name, help=about, **flag)
 
     def make_job(self, team: Team, owner: User | None, options: dict[str, Any]) -> tuple[Job, Artifact]:
         form = self.form_class(self.form_data(team, options), team=team, owner=owner)

@@ -85,8 +85,8 @@ class Artifact(Owned):
         said = [
             word
             for name, value in {"name": self.name, **options}.items()
-            if value not in (None, "")
-            for word in (f"--{name}", str(value))
+            if value not in (None, "") and value is not False
+            for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]
         return shlex.join(["mistudio", self.KIND, *words, *said])
 

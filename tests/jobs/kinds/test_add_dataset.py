@@ -41,7 +41,7 @@ class Interrupted(Context):
 def small(monkeypatch):
     monkeypatch.setattr(documents, "SHARD_CHARACTERS", 2000)
     monkeypatch.setattr(documents, "GROUP_CHARACTERS", 500)
-    monkeypatch.setattr(add_dataset, "CHECKED_EVERY", 1)
+    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_texts_that_are_all_empty_make_no_dataset(tmp_path, folder):
         ("a.jsonl", '{"a": "x", "b": "y"}\n', {}, "text_column", "several columns with text: a, b"),
         ("a.jsonl", '{"a": "x"}\n', {"text_column": "c"}, "text_column", r"no column “c”. It has: a \(text\)"),
         ("a.txt", "", {}, "source", "is empty"),
-        ("a.zip", "PK\x03\x04", {}, "source", "a zip archive"),
+        ("a.docx", "PK\x03\x04", {}, "source", "a zip archive"),
         ("a.txt", "words", {"revision": "main"}, "revision", "no revisions"),
         ("a.txt", "words", {"config": "en"}, "config", "no configurations"),
         ("a.txt", "words", {"max_documents": 0}, "max_documents", "1 document or more"),
@@ -223,11 +223,11 @@ def test_a_malformed_line_is_corrupt_data_with_file_and_line(tmp_path, folder):
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is not JSON") as caught:
         add(path, folder)
     assert classify(caught.value).code == "CORRUPT_DATA"
-    assert classify(caught.value).hint == "Each line must be one whole JSON object."
+    assert classify(caught.value).hint == "Each line must be one whole JSON object. Or skip what is broken."
 
 
 def test_progress_is_of_the_bytes_and_never_goes_back(source, folder, monkeypatch):
-    monkeypatch.setattr(add_dataset, "CHECKED_EVERY", 1)
+    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
     seen = []
 
     class Watched(Context):
