@@ -72,7 +72,7 @@ class LocalDocuments:
         for file in files:
             try:
                 columns, rows = self.head(file)
-            except CorruptData:
+            except (CorruptData, Unusable):
                 if not self.sieve.skip_broken or file is files[-1]:
                     raise
                 continue  # it is counted when its turn comes

@@ -96,10 +96,11 @@ def array_rows(stream: IO[str], buffer: str, name: str, broken: OnBroken) -> Ite
             return
         try:
             value, after = decoder.raw_decode(buffer, position)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError):
             after = len(buffer)
             if ended or after - position > LONGEST_LINE:
-                raise CorruptData(f"{where} is not whole JSON: the file may be cut off or damaged.") from error
+                broken(CorruptData(f"{where} is not whole JSON: the file may be cut off or damaged."))
+                return
         if after < len(buffer):
             number, position = number + 1, after
             try:
