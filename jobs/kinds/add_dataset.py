@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.documents import PROGRESS, bring, finished
+from jobs.kinds.documents import PROGRESS, bring, check_limits, finished
 from jobs.kinds.sources import check_source, is_path
 from jobs.ml.errors import Unusable
 
@@ -49,12 +49,6 @@ class Params:
         if self.encoding and not is_path(self.source):
             raise InvalidInput("Datasets of the hub say their encoding.", "Leave it empty.", "encoding")
         check_encoding(self.encoding)
-
-
-def check_limits(max_documents: int | None, max_bytes: int | None) -> None:
-    for field, value, unit in (("max_documents", max_documents, "document"), ("max_bytes", max_bytes, "byte")):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InvalidInput(f"Give 1 {unit} or more, or leave it empty for all.", field=field)
 
 
 def check_encoding(name: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.context import Context
+from jobs.errors import InvalidInput
 from jobs.kinds.sources import counter
 from jobs.ml.errors import Unusable
 
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
     from jobs.ml.documents import DocumentWriter
     from jobs.ml.hub_documents import HubDocuments
     from jobs.ml.local_documents import LocalDocuments
+    from jobs.ml.mixed_documents import MixedDocuments
 
-    Source = LocalDocuments | HubDocuments
+    Source = LocalDocuments | HubDocuments | MixedDocuments
 
 SAMPLES, SAMPLE_CHARACTERS = 8, 600
 CHECKED_EVERY = 64  # documents, and at every long one
 LONG = 2**16  # characters
 PROGRESS = "progress.json"
-RESULT = ("statistics", "columns", "text_column", "samples", "commit", "conversations")
+RESULT = ("statistics", "columns", "text_column", "samples", "commit", "conversations", "parts")
 
 
 class Params(Protocol):
@@ -32,6 +34,12 @@ class Params(Protocol):
     def max_documents(self) -> int | None: ...
     @property
     def max_bytes(self) -> int | None: ...
+
+
+def check_limits(max_documents: int | None, max_bytes: int | None) -> None:
+    for field, value, unit in (("max_documents", max_documents, "document"), ("max_bytes", max_bytes, "byte")):
+        if value is not None and (type(value) is not int or value < 1):
+            raise InvalidInput(f"Give 1 {unit} or more, or leave it empty for all.", field=field)
 
 
 class Progress:
@@ -130,7 +138,7 @@ def write(
     to_skip = 0 if begun.state else begun.documents
     full = False
     for n, group in enumerate(source.groups(begun.state)):
-        if n % CHECKED_EVERY == 0 or len(group[0]) > LONG:
+        if n % CHECKED_EVERY == 0 or (group and len(group[0]) > LONG):
             ctx.at(source.position())
             ctx.check()
         if to_skip:
@@ -166,6 +174,7 @@ def describe(params: Params, source: "Source", statistics: "DocumentStatistics",
         "samples": samples(folder, statistics.documents, source.shape.conversations),
         "commit": source.commit,
         "conversations": source.shape.conversations,
+        "parts": source.told_parts(),
     }
     sources = source.sources(counter(ctx))
     names = [path.name for path in shards(folder)]

@@ -95,6 +95,9 @@ class HubDocuments:
     def told(self) -> dict[str, Any]:
         return self.counts.told()
 
+    def told_parts(self) -> list[dict[str, Any]]:
+        return []
+
     def position(self) -> int:
         """Rows read, of `total`."""
         return self.done
@@ -113,8 +116,7 @@ class HubDocuments:
             for row in self.rows:
                 self.done += 1
                 where = f"row {self.done} of {self.repository.id}"
-                if found := self.sieve.documents(row, where, self.shape):
-                    yield found
+                yield self.sieve.documents(row, where, self.shape)
 
     def sources(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         """Name, size and checksum, as the hub has them, of the files of the split."""

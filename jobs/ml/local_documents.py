@@ -99,6 +99,9 @@ class LocalDocuments:
     def told(self) -> dict[str, Any]:
         return self.counts.told()
 
+    def told_parts(self) -> list[dict[str, Any]]:
+        return []
+
     def position(self) -> float:
         """Bytes read, of `total`."""
         return self.read_bytes + self.here()
@@ -107,7 +110,7 @@ class LocalDocuments:
         """Files are read again from the start: what was taken from them is counted, and skipped."""
 
     def groups(self, state: None = None) -> Iterator[list[Document]]:
-        """The documents of one row after the other. Raises CorruptData, Unusable."""
+        """The documents of one row after the other, none of many. Raises CorruptData, Unusable."""
         for file in self.files:
             yield from self.documents(file)
             if file.path.stat().st_mtime_ns != file.changed_ns:
@@ -120,8 +123,7 @@ class LocalDocuments:
         replaced, shape = counts.replaced_characters, TEXT if file.format == "text" else self.shape
         rows = self.unbroken(file)
         for where, row in rows:
-            if found := self.sieve.documents(row, where, shape):
-                yield found
+            yield self.sieve.documents(row, where, shape)
             if self.sieve.characters - before > ENOUGH:
                 self.check_readable(file, counts.replaced_characters - replaced, self.sieve.characters - before)
         self.check_readable(file, counts.replaced_characters - replaced, self.sieve.characters - before)

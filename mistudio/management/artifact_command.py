@@ -44,12 +44,15 @@ class ArtifactCommand(JobCommand):
             value = options.get(name)
             if value is None:
                 continue
-            data[name] = self.key_of(team, field, name, value) if isinstance(field, ModelChoiceField) else value
+            if isinstance(field, ModelChoiceField):
+                model = field.queryset.model  # type: ignore[union-attr]
+                data[name] = self.key_of(team, model, name, value)
+            else:
+                data[name] = value
         return data
 
     @staticmethod
-    def key_of(team: Team, field: ModelChoiceField, name: str, reference: str) -> str:
-        model: Any = field.queryset.model  # type: ignore[union-attr]
+    def key_of(team: Team, model: Any, name: str, reference: str) -> str:
         try:
             return str(model.of_reference(team, reference).pk)
         except ObjectDoesNotExist:

@@ -1,5 +1,5 @@
 from mistudio.models.artifact import Artifact
-from mistudio.models.dataset import Dataset
+from mistudio.models.dataset import Dataset, DatasetPart
 from mistudio.models.feature import Feature
 from mistudio.models.language_model import LanguageModel
 from mistudio.models.sae import Sae
@@ -14,6 +14,7 @@ __all__ = [
     "ARTIFACTS",
     "Artifact",
     "Dataset",
+    "DatasetPart",
     "Feature",
     "LanguageModel",
     "Membership",

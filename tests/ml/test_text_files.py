@@ -1,7 +1,7 @@
 """Files of text: documents, encodings, long lines."""
 
-import json
 import gzip
+import json
 import tracemalloc
 from pathlib import Path
 
