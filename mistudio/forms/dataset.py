@@ -1,8 +1,6 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jobs.errors import InvalidInput
-from jobs.kinds.add_dataset import check_encoding
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.byte_size import ByteSizeField
 from mistudio.forms.sources import clean_source
@@ -63,13 +61,6 @@ class DatasetForm(ArtifactForm):
         if value == 0:
             self.add_error("max_documents", "0 documents make no dataset. Give 1 or more, or leave it empty for all.")
         return value
-
-    def clean_encoding(self) -> str:
-        try:
-            check_encoding(self.cleaned_data["encoding"])
-        except InvalidInput as refused:
-            self.add_error("encoding", f"{refused.message} {refused.hint}")
-        return self.cleaned_data["encoding"]
 
     def clean_preference(self) -> str:
         return self.cleaned_data["preference"] or "chosen"
