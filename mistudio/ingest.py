@@ -55,10 +55,15 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
         revision=result.get("commit") or row.revision,
         columns=result["columns"],
         samples=result["samples"],
+        conversations=result.get("conversations", False),
         statistics=statistics,
         n_documents=statistics["documents"],
         n_characters=statistics["characters"],
     )
+    for part, taken in zip(row.parts.all(), result.get("parts", []), strict=True):
+        part.n_documents, part.n_bytes = taken["documents"], taken["bytes"]
+        part.n_duplicates, part.ended = taken["duplicates"], taken["ended"]
+        part.save()
 
 
 def tokenization(job: Job, result: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ urlpatterns = [
     path("models/<int:pk>/delete/", language_model.languagemodel_delete, name="languagemodel_delete"),
     path("datasets/", dataset.datasets, name="datasets"),
     path("datasets/new/", dataset.dataset_new, name="dataset_new"),
+    path("datasets/mix/", dataset.mixture_new, name="mixture_new"),
     path("datasets/<int:pk>/", dataset.dataset, name="dataset"),
     path("datasets/<int:pk>/delete/", dataset.dataset_delete, name="dataset_delete"),
     path("tokenizations/", tokenization.tokenizations, name="tokenizations"),

@@ -10,6 +10,7 @@ from jobs.errors import InvalidInput
 KINDS: dict[str, str] = {
     "add_model": "jobs.kinds.add_model",
     "add_dataset": "jobs.kinds.add_dataset",
+    "mix_datasets": "jobs.kinds.mix_datasets",
     "tokenize": "jobs.kinds.tokenize",
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",

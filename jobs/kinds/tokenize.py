@@ -39,11 +39,12 @@ class Params:
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on after the last finished shard, to the same bytes."""
-    from jobs.ml.documents import count_documents, read_documents
+    from jobs.ml.documents import check_unchanged, count_documents, read_documents
     from jobs.ml.language_model import load_tokenizer, read_architecture
     from jobs.ml.packing import pack
 
     ctx.stage("load")
+    check_unchanged(params.dataset_folder)
     tokenizer = load_tokenizer(params.model_folder)
     model_context = read_architecture(params.model_folder).context_length
     ctx.stage("tokenize", total=count_documents(params.dataset_folder), unit="documents")

@@ -1,11 +1,13 @@
 """Numbers about documents, exact and in memory that does not grow with their lengths."""
 
 from array import array
+from collections import Counter
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
+from jobs.ml.conversations import Document, text_of
 from jobs.ml.text_files import LONGEST
 
 MOST_COMPARED = 20_000_000  # documents looked at for duplicates: eight bytes each
@@ -16,15 +18,25 @@ class DocumentStatistics:
         self.documents = self.characters = self.bytes = 0
         self.by_length = np.zeros(LONGEST + 1, np.int64)  # documents of each length in characters
         self.digests = array("Q")
+        self.roles: Counter[str] = Counter()  # messages of conversations
 
-    def add(self, text: str) -> None:
+    def add(self, document: Document) -> None:
+        text = text_of(document)
         data = text.encode()
+        if not isinstance(document, str):
+            self.roles.update(message["role"] for message in document)
         self.documents += 1
         self.characters += len(text)
         self.bytes += len(data)
         self.by_length[len(text)] += 1
         if len(self.digests) < MOST_COMPARED:
             self.digests.append(int.from_bytes(blake2b(data, digest_size=8).digest(), "big"))
+
+    def would_exceed(self, document: Document, max_documents: int | None, max_bytes: int | None) -> bool:
+        """With this document too. Bytes are those of the text in UTF-8."""
+        if max_documents is not None and self.documents >= max_documents:
+            return True
+        return max_bytes is not None and self.bytes + len(text_of(document).encode()) > max_bytes
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -36,6 +48,7 @@ class DocumentStatistics:
             "p95_characters": self.length_at(0.95),
             "longest_characters": self.length_at(1.0),
             **self.duplicates(),
+            **({"messages": dict(sorted(self.roles.items()))} if self.roles else {}),
             "documents_by_characters": self.histogram(),
         }
 

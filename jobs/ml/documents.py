@@ -1,5 +1,6 @@
 """The documents of a dataset on disk: Parquet shards `documents-00000.parquet` with columns index and text.
 
+Those of conversations have them as `messages` too, a list of {role, content}; `text` is their transcript then.
 Row groups and shards end where their characters fill up, so the same documents always give the same bytes.
 """
 
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.ml.store import sync
+from jobs.ml.conversations import Document, Message, text_of
+from jobs.ml.errors import CorruptData
+from jobs.ml.store import read_manifest, sha256, sync
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetWriter
@@ -32,6 +35,15 @@ def read_documents(folder: Path | str, start: int = 0) -> Iterator[str]:
 
     Raises FileNotFoundError where there are none.
     """
+    yield from read_column(folder, "text", start)
+
+
+def read_conversations(folder: Path | str, start: int = 0) -> Iterator[list[Message]]:
+    """The same of a dataset of conversations, each as its messages."""
+    yield from read_column(folder, "messages", start)
+
+
+def read_column(folder: Path | str, column: str, start: int) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
     paths = shards(folder)
@@ -44,17 +56,41 @@ def read_documents(folder: Path | str, start: int = 0) -> Iterator[str]:
                 if start >= rows:
                     start -= rows
                     continue
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=["text"]):
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=[column]):
                     yield from batch.column(0).slice(start).to_pylist()
                     start = max(0, start - len(batch))
+
+
+def check_unchanged(folder: Path | str) -> None:
+    """Raises CorruptData where the shards are not those that were written: gone, of another size, or written to since.
+
+    Only what has been touched since the dataset was finished is read for it.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    finished = (folder / "manifest.json").stat().st_mtime_ns
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        facts = path.stat() if path.is_file() else None
+        if facts is None or facts.st_size != expected["bytes"]:
+            wrong = "is missing" if facts is None else "is of another size"
+        elif facts.st_mtime_ns > finished and sha256(path) != expected["sha256"]:
+            wrong = "has other contents"
+        else:
+            continue
+        raise CorruptData(f"{name} {wrong}: the dataset was changed after it had been added.", "Add it again.")
 
 
 class DocumentWriter:
     """Appends documents to a folder. A shard has its name when it is whole; `shards` and `documents` count those."""
 
-    def __init__(self, folder: Path, shards: int = 0, documents: int = 0) -> None:
+    def __init__(self, folder: Path, shards: int = 0, documents: int = 0, conversations: bool = False) -> None:
         self.folder, self.shards, self.documents = folder, shards, documents
+        self.conversations = conversations
         self.held: list[str] = []
+        self.messages: list[list[Message]] = []
         self.held_characters = self.shard_characters = self.in_shard = 0
         self.writer: ParquetWriter | None = None
 
@@ -66,8 +102,11 @@ class DocumentWriter:
     def full(self) -> bool:
         return self.shard_characters >= SHARD_CHARACTERS
 
-    def add(self, text: str) -> None:
+    def add(self, document: Document) -> None:
+        text = text_of(document)
         self.held.append(text)
+        if not isinstance(document, str) and self.conversations:
+            self.messages.append(document)
         self.held_characters += len(text)
         self.shard_characters += len(text)
         if self.held_characters >= GROUP_CHARACTERS or len(self.held) >= GROUP_DOCUMENTS:
@@ -78,14 +117,17 @@ class DocumentWriter:
         from pyarrow.parquet import ParquetWriter
 
         first = self.documents + self.in_shard
-        table = pa.table({"index": range(first, first + len(self.held)), "text": self.held}, schema=schema())
+        columns = {"index": range(first, first + len(self.held)), "text": self.held}
+        if self.conversations:
+            columns["messages"] = self.messages
+        table = pa.table(columns, schema=schema(self.conversations))
         if self.writer is None:
             # The smallest and largest text of a group, in its footer, would help nobody.
             options: dict[str, Any] = {"use_dictionary": False, "write_statistics": ["index"]}
             self.writer = ParquetWriter(self.partial, table.schema, compression="zstd", **options)
         self.writer.write_table(table)
         self.in_shard += len(self.held)
-        self.held, self.held_characters = [], 0
+        self.held, self.messages, self.held_characters = [], [], 0
 
     def finish_shard(self) -> None:
         if self.held:
@@ -107,7 +149,9 @@ class DocumentWriter:
             self.partial.unlink(missing_ok=True)
 
 
-def schema() -> Any:
+def schema(conversations: bool = False) -> Any:
     import pyarrow as pa
 
-    return pa.schema([("index", pa.int64()), ("text", pa.string())])
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    fields = [("index", pa.int64()), ("text", pa.string())]
+    return pa.schema([*fields, ("messages", pa.list_(message))] if conversations else fields)

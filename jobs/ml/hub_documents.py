@@ -3,17 +3,19 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
+from jobs.ml.conversations import ANSWERS, CONTEXTS, QUESTIONS, Document, plain, recognise
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.hub import Patience, Repository, check_access, explained, look_up
-from jobs.ml.local_documents import as_text
-from jobs.ml.text_files import Counts, clean, pieces
-from jobs.ml.text_rows import LOOKED_AT, Columns, choose_column, columns_of
+from jobs.ml.sieve import Sieve
+from jobs.ml.text_files import Counts
+from jobs.ml.text_rows import LOOKED_AT, Columns, Row, choose_column, columns_of
 
+FEW = 20  # rows, to recognise conversations
 TEXT_TYPES = ("string", "large_string")
+PARTS = ("prompt", "chosen", "rejected", *QUESTIONS, *CONTEXTS, *ANSWERS)  # columns that may be part of a conversation
 
 
 class HubDocuments:
@@ -22,7 +24,19 @@ class HubDocuments:
     unit = "documents"
     largest = 0
 
-    def __init__(self, id: str, config: str, split: str, revision: str, text_column: str, patience: Patience) -> None:
+    def __init__(
+        self,
+        id: str,
+        config: str,
+        split: str,
+        revision: str,
+        text_column: str,
+        patience: Patience,
+        *,
+        preference: str = "chosen",
+        skip_broken: bool = False,
+        deduplicate: bool = False,
+    ) -> None:
         from datasets import load_dataset_builder
 
         self.repository: Repository = look_up("dataset", id, revision, patience=patience)
@@ -34,8 +48,9 @@ class HubDocuments:
             self.builder = load_dataset_builder(path, config or None, revision=commit)
             self.rows: Any = self.builder.as_streaming_dataset(split=self.split)
             self.columns = self.known_columns()
-        self.column = choose_column(self.columns, text_column, id)
-        self.rows = self.rows.select_columns([self.column])
+            shape = recognise(self.first_rows(text_column), text_column, preference)
+        self.shape = shape or plain(choose_column(self.columns, text_column, id))
+        self.rows = self.rows.select_columns(list(self.shape.columns))
         about = (self.builder.info.splits or {}).get(self.split)
         self.total = about.num_examples if about and about.num_examples else None
         self.largest = about.num_bytes or 0 if about else 0
@@ -43,10 +58,14 @@ class HubDocuments:
             self.repository.endpoint,
             self.builder.config.name,
             self.split,
-            self.column,
+            *self.shape.columns,
         ]
-        self.counts = Counts()
+        self.sieve = Sieve(skip_broken, deduplicate)
         self.done = 0
+
+    @property
+    def counts(self) -> Counts:
+        return self.sieve.counts
 
     def known_columns(self) -> Columns:
         if self.rows.features is None:
@@ -56,29 +75,48 @@ class HubDocuments:
             for name, feature in self.rows.features.items()
         ]
 
+    def first_rows(self, text_column: str) -> list[Row]:
+        """A few, of the columns that may hold a conversation alone: others may be pictures."""
+        texts = {column["name"] for column in self.columns if column["type"] == "text"}
+        mixed = {column["name"] for column in self.columns} - texts
+        looked_at = {text_column} & mixed if text_column else (texts & set(PARTS)) | (mixed & self.nested())
+        if not looked_at or ("text" in texts and not looked_at & mixed):
+            return []
+        names = [column["name"] for column in self.columns if column["name"] in looked_at | ({"text"} & texts)]
+        return list(islice(self.rows.select_columns(names), FEW))
+
+    def nested(self) -> set[str]:
+        """The columns whose values are lists or objects, as far as the dataset says it."""
+        from datasets.features import LargeList, List
+
+        features = self.rows.features or {column["name"]: [] for column in self.columns if column["type"] == "list"}
+        return {name for name, feature in features.items() if isinstance(feature, list | dict | List | LargeList)}
+
+    def told(self) -> dict[str, Any]:
+        return self.counts.told()
+
+    def told_parts(self) -> list[dict[str, Any]]:
+        return []
+
     def position(self) -> int:
         """Rows read, of `total`."""
         return self.done
 
     def state(self) -> dict[str, Any]:
         """Where to go on after the group that came last."""
-        return {"rows": self.rows.state_dict(), "counts": asdict(self.counts), "done": self.done}
+        return {"rows": self.rows.state_dict(), "counts": self.sieve.state(), "done": self.done}
 
-    def groups(self, state: dict[str, Any] | None = None) -> Iterator[list[str]]:
+    def groups(self, state: dict[str, Any] | None = None) -> Iterator[list[Document]]:
         """The documents of one row after the other. Raises what `explained` raises, CorruptData, Unusable."""
         if state:
             self.rows.load_state_dict(state["rows"])
-            self.counts, self.done = Counts(**state["counts"]), state["done"]
+            self.sieve.resume(state["counts"])
+            self.done = state["done"]
         with refusals(self.repository):
             for row in self.rows:
                 self.done += 1
                 where = f"row {self.done} of {self.repository.id}"
-                cut = pieces(as_text(row.get(self.column), where, self.column), self.counts)
-                cleaned = [clean(text, self.counts) for text in cut]
-                kept = [text for text in cleaned if text and not text.isspace()]
-                self.counts.empty_dropped += len(cleaned) - len(kept)
-                if kept:
-                    yield kept
+                yield self.sieve.documents(row, where, self.shape)
 
     def sources(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         """Name, size and checksum, as the hub has them, of the files of the split."""

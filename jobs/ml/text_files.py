@@ -1,4 +1,4 @@
-"""Files with text, as people have them: which there are, in what encoding, and long texts cut to documents."""
+"""Files with text, as people have them: packed or not, in what encoding, and long texts cut to documents."""
 
 import bz2
 import codecs
@@ -6,10 +6,11 @@ import gzip
 import io
 import lzma
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,11 +18,14 @@ from jobs.ml.errors import CorruptData, Unusable
 
 LONGEST = 2**20  # characters of a document; a longer text becomes several
 LONGEST_LINE = 2**26  # characters of a line of a table, which must be read as a whole
+MOST_RATIO = 250  # of what a packed file unpacks to; text is packed to a tenth, and rarely below a hundredth
+TRUSTED = 2**26  # bytes that a packed file may unpack to whatever the ratio
 FORMATS = {
     ".txt": "text", ".text": "text", ".md": "text",
     ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".csv": "csv", ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 PACKINGS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
@@ -29,7 +33,6 @@ PACKINGS: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.LZMAFile,
     ".zst": lambda raw: zstd(raw),
 }
-ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog)(\..*)?|dataset_infos?\.json|state\.json", re.IGNORECASE)
 MAGIC = {
     b"PK\x03\x04": "a zip archive or an office document", b"%PDF": "a PDF", b"\x1f\x8b": "packed with gzip",
     b"BZh": "packed with bzip2", b"\xfd7zXZ": "packed with xz", b"\x28\xb5\x2f\xfd": "packed with zstd",
@@ -60,69 +63,48 @@ class Counts:
     empty_dropped: int = 0
     cut_pieces: int = 0  # documents that are the continuation of the one before
     replaced_characters: int = 0
+    duplicates_dropped: int = 0
+    empty_messages_dropped: int = 0
+    broken_skipped: int = 0  # rows, or what else could not be read: a row group, the rest of a file
+    broken_first: list[str] = field(default_factory=list)  # where the first of them are, and what is wrong
+
+    def told(self) -> dict[str, Any]:
+        """For a page: the last four where there is something to tell."""
+        usual = ("empty_dropped", "cut_pieces", "replaced_characters")
+        return {name: value for name, value in vars(self).items() if value or name in usual}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a zip archive."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def open(self) -> IO[bytes]:
+        return self.archive.open(self.info)
+
+    def packed(self, unpacked: int) -> float:
+        """About how many bytes of the archive have been read once so many came out of it."""
+        return unpacked * self.info.compress_size / self.info.file_size
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    path: Path
+    path: Path  # of the archive, where it is part of one
     name: str  # relative to the folder that was chosen
     format: str
-    size: int
+    size: int  # bytes on the disk
     changed_ns: int
+    member: Member | None = field(default=None, compare=False)
 
     @property
     def packing(self) -> str:
         return self.path.suffix.lower() if self.path.suffix.lower() in PACKINGS else ""
 
 
-def find_files(source: Path) -> list[SourceFile]:
-    """One file, or those of a folder and the folders in it, by name. Raises Unusable."""
-    if source.is_file():
-        return [source_file(source, source.name)]
-    if not source.is_dir():
-        said = "is neither a file nor a folder" if source.exists() else "is not there"
-        raise Unusable(f"{source} {said}.", "Give a file or folder on the machine where the workers run.")
-    paths = sorted(path for path in source.rglob("*") if path.is_file() and wanted(path.relative_to(source)))
-    known = [path for path in paths if format_of(path)]
-    if not known:
-        raise Unusable(f"{source} holds no txt, jsonl, csv or parquet file.", there_are(paths))
-    files = [source_file(path, path.relative_to(source).as_posix()) for path in known if path.stat().st_size]
-    if not files:
-        raise Unusable(f"All {len(known)} files in {source} are empty.")
-    if len(formats := sorted({file.format for file in files})) > 1:
-        found = ", ".join(f"{sum(file.format == format for file in files)} {format}" for format in formats)
-        raise Unusable(
-            f"{source} holds files of several formats: {found}.", "Give one file, or a folder of one format."
-        )
-    return files
-
-
-def wanted(path: Path) -> bool:
-    return not any(part.startswith(".") for part in path.parts) and not ABOUT.fullmatch(path.name)
-
-
-def there_are(paths: list[Path]) -> str:
-    return f"There are {', '.join(path.name for path in paths[:5])}." if paths else "It is empty."
-
-
-def format_of(path: Path) -> str:
-    inner = path.with_suffix("") if path.suffix.lower() in PACKINGS else path
-    return FORMATS.get(inner.suffix.lower(), "")
-
-
-def source_file(path: Path, name: str) -> SourceFile:
-    facts = path.stat()
-    if facts.st_size == 0:
-        raise Unusable(f"{path} is empty.")
-    if not format_of(path):
-        with path.open("rb") as file:
-            encoding_of(file.read(HEAD), path.name)
-        raise Unusable(f"{path.name} could be anything.", "Name it .txt, .jsonl, .csv, .tsv or .parquet.")
-    return SourceFile(path, name, format_of(path), facts.st_size, facts.st_mtime_ns)
-
-
-def encoding_of(head: bytes, name: str) -> str:
-    """By the first bytes. Raises Unusable for what is no text."""
+def encoding_of(head: bytes, name: str, chosen: str = "") -> str:
+    """By the first bytes, where they say it or none was chosen. Raises Unusable for what is no text."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
@@ -131,8 +113,11 @@ def encoding_of(head: bytes, name: str) -> str:
             raise Unusable(
                 f"{name} is {what}, not text.", "Unpack or convert it, and give it the ending of what it is."
             )
+    if chosen:
+        return chosen
     if len(head) >= 8 and head.count(0) > 0.3 * len(head):
-        raise Unusable(f"{name} is not text, or UTF-16 without its mark.", "Save it as UTF-8.")
+        said = f"{name} is not text, or UTF-16 without its mark."
+        raise Unusable(said, "Save it as UTF-8, or set the encoding to utf-16-le.", "encoding")
     if len(head) >= 32 and len(head) - len(head.translate(None, CONTROLS)) > 0.1 * len(head):
         raise Unusable(f"{name} is a binary file, not text.", "Give a text file in UTF-8.")
     return "utf-8"
@@ -144,19 +129,40 @@ def zstd(raw: IO[bytes]) -> Any:
     return pyarrow.CompressedInputStream(raw, "zstd")
 
 
+class Unpacked(io.RawIOBase):
+    """What comes out of a packed file. Raises Unusable where that is more than text can be."""
+
+    def __init__(self, unpacker: Any, packed: IO[bytes], name: str) -> None:
+        self.unpacker, self.packed, self.name, self.bytes = unpacker, packed, name, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n: int = self.unpacker.readinto(buffer)
+        self.bytes += n
+        if self.bytes > TRUSTED and self.bytes > MOST_RATIO * self.packed.tell():
+            raise Unusable(
+                f"{self.name} unpacks to more than {MOST_RATIO} times its size, which text never does.",
+                "If it is right, unpack it yourself and give what comes out.",
+            )
+        return n
+
+
 class OpenFile:
     """A file being read as text. `position` counts bytes as they lie on the disk, packed or not."""
 
-    def __init__(self, file: SourceFile, newline: str | None = None) -> None:
-        self.raw = file.path.open("rb")
-        unpacked: Any = PACKINGS[file.packing](self.raw) if file.packing else self.raw
+    def __init__(self, file: SourceFile, newline: str | None = None, encoding: str = "") -> None:
+        self.member = file.member
+        self.raw: Any = self.member.open() if self.member else file.path.open("rb")
+        unpacked: Any = Unpacked(PACKINGS[file.packing](self.raw), self.raw, file.name) if file.packing else self.raw
         buffer = io.BufferedReader(unpacked)
         with reading(file.name):
-            encoding = encoding_of(buffer.peek(HEAD)[:HEAD], file.name)
-        self.text: IO[str] = io.TextIOWrapper(buffer, encoding=encoding, errors=UNREADABLE, newline=newline)
+            self.encoding = encoding_of(buffer.peek(HEAD)[:HEAD], file.name, encoding)
+        self.text: IO[str] = io.TextIOWrapper(buffer, encoding=self.encoding, errors=UNREADABLE, newline=newline)
 
-    def position(self) -> int:
-        return self.raw.tell()
+    def position(self) -> float:
+        return self.member.packed(self.raw.tell()) if self.member else self.raw.tell()
 
     def __enter__(self) -> "OpenFile":
         return self
@@ -172,7 +178,8 @@ def reading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        damaged = isinstance(error, EOFError | zlib.error | lzma.LZMAError) or "pyarrow" in type(error).__module__
+        damage = EOFError | zlib.error | lzma.LZMAError | zipfile.BadZipFile
+        damaged = isinstance(error, damage) or "pyarrow" in type(error).__module__
         if damaged or (type(error) in (OSError, gzip.BadGzipFile) and getattr(error, "errno", None) is None):
             said = str(error).strip().partition("\n")[0].rstrip(".")
             raise CorruptData(f"{name} is damaged or cut off: {said}.", "Fetch or make the file again.") from error
@@ -188,24 +195,25 @@ def clean(text: str, counts: Counts) -> str:
     return text
 
 
-def pieces(text: str, counts: Counts) -> Iterator[str]:
-    """A text as documents of at most LONGEST characters, cut at white space where there is some near the end."""
-    while len(text) > LONGEST:
-        end = cut_place(text)
+def pieces(text: str, counts: Counts, longest: int = 0) -> Iterator[str]:
+    """A text as documents of at most `longest`, else LONGEST, characters, cut at white space near the end if any."""
+    longest = longest or LONGEST
+    while len(text) > longest:
+        end = cut_place(text, longest)
         yield text[:end]
         text = text[end:]
         counts.cut_pieces += 1
     yield text
 
 
-def cut_place(text: str) -> int:
-    late = LONGEST - LONGEST // 64
-    return max(text.rfind("\n", late, LONGEST), text.rfind(" ", late, LONGEST)) + 1 or LONGEST
+def cut_place(text: str, longest: int) -> int:
+    late = longest - longest // 64
+    return max(text.rfind("\n", late, longest), text.rfind(" ", late, longest)) + 1 or longest
 
 
 def text_documents(file: SourceFile, opened: OpenFile, counts: Counts) -> Iterator[str]:
     """A block between blank lines is a document; in a file without blank lines between text, each line is."""
-    with OpenFile(file) as ahead:
+    with OpenFile(file, encoding=opened.encoding) as ahead:
         by_block = has_blocks(ahead.text)
     held, line_begins = "", True
     while part := opened.text.readline(LONGEST):
@@ -217,7 +225,7 @@ def text_documents(file: SourceFile, opened: OpenFile, counts: Counts) -> Iterat
         line_begins = ends
         held += part
         while len(held) > LONGEST:
-            end = cut_place(held)
+            end = cut_place(held, LONGEST)
             yield held[:end]
             held = held[end:]
             counts.cut_pieces += 1

@@ -1,48 +1,57 @@
-"""Rows of JSON lines, JSON arrays, CSV and Parquet, one at a time, and the column that holds the text."""
+"""Rows of JSON lines, JSON arrays and CSV, one at a time, and the column that holds the text."""
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from jobs.ml.errors import CorruptData, Unusable
-from jobs.ml.text_files import LONGEST_LINE, UNREADABLE, OpenFile, SourceFile, reading
+from jobs.ml.text_files import LONGEST_LINE, OpenFile
 
 LOOKED_AT = 200  # rows, to learn the columns
 MOST_COLUMNS = 200
 BETWEEN = re.compile(r"[\s,]*")
 Row = dict[str, Any]
 Columns = list[dict[str, str]]  # [{"name", "type"}]
+OnBroken = Callable[[CorruptData], None]  # raises it, or takes note and lets the rest be read
 TYPES = {str: "text", bool: "yes/no", int: "number", float: "number", list: "list", dict: "object"}
 
 
-def lines(stream: "IO[str] | Rejoined", name: str) -> Iterator[str]:
-    """With their ends. Raises CorruptData for one that is too long to be held."""
+def lines(stream: "IO[str] | Rejoined", name: str, broken: OnBroken) -> Iterator[tuple[int, str]]:
+    """With their numbers and ends. One that is too long to be held is broken; it is passed over in parts."""
     number = 0
     while line := stream.readline(LONGEST_LINE):
         number += 1
-        if len(line) == LONGEST_LINE and not line.endswith("\n"):
-            raise CorruptData(
-                f"{name}, line {number} is longer than {LONGEST_LINE // 2**20} Mi characters.",
-                "In JSON lines each record has a line of its own. A single long text can be given as .txt.",
-            )
-        yield line
+        if len(line) < LONGEST_LINE or line.endswith("\n"):
+            yield number, line
+            continue
+        error = CorruptData(
+            f"{name}, line {number} is longer than {LONGEST_LINE // 2**20} Mi characters.",
+            "In JSON lines each record has a line of its own. A single long text can be given as .txt.",
+        )
+        broken(error)
+        while line and not line.endswith("\n"):
+            line = stream.readline(LONGEST_LINE)
 
 
-def json_rows(opened: OpenFile, name: str) -> Iterator[tuple[str, Row]]:
+def json_rows(opened: OpenFile, name: str, broken: OnBroken) -> Iterator[tuple[str, Row]]:
     """(where, row) for each line, or for each element where the file is one array."""
     buffer = opened.text.read(2**16)
     while buffer and buffer.isspace():
         buffer = opened.text.read(2**16)
     if buffer.lstrip().startswith("["):
-        yield from array_rows(opened.text, buffer, name)
+        yield from array_rows(opened.text, buffer, name, broken)
         return
-    for number, line in enumerate(lines(Rejoined(buffer, opened.text), name), 1):
+    for number, line in lines(Rejoined(buffer, opened.text), name, broken):
         if line.strip():
             where = f"{name}, line {number}"
-            yield where, as_row(parsed(line, where), where)
+            try:
+                row = as_row(parsed(line, where), where)
+            except CorruptData as error:
+                broken(error)
+            else:
+                yield where, row
 
 
 class Rejoined:
@@ -77,8 +86,8 @@ def as_row(value: Any, where: str) -> Row:
     )
 
 
-def array_rows(stream: IO[str], buffer: str, name: str) -> Iterator[tuple[str, Row]]:
-    """The elements of one JSON array, holding one of them at a time."""
+def array_rows(stream: IO[str], buffer: str, name: str, broken: OnBroken) -> Iterator[tuple[str, Row]]:
+    """The elements of one JSON array, holding one of them at a time. After one that is not JSON nothing can be read."""
     decoder, position, number, ended = json.JSONDecoder(), buffer.index("[") + 1, 0, False
     while True:
         position = BETWEEN.match(buffer, position).end()  # type: ignore[union-attr]
@@ -87,39 +96,51 @@ def array_rows(stream: IO[str], buffer: str, name: str) -> Iterator[tuple[str, R
             return
         try:
             value, after = decoder.raw_decode(buffer, position)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError):
             after = len(buffer)
             if ended or after - position > LONGEST_LINE:
-                raise CorruptData(f"{where} is not whole JSON: the file may be cut off or damaged.") from error
+                broken(CorruptData(f"{where} is not whole JSON: the file may be cut off or damaged."))
+                return
         if after < len(buffer):
             number, position = number + 1, after
-            yield where, as_row(value, where)
+            try:
+                row = as_row(value, where)
+            except CorruptData as error:
+                broken(error)
+            else:
+                yield where, row
             continue
         # Twice as much each time, so that a long element is not parsed again and again.
         more = stream.read(max(2**16, len(buffer) - position))
         ended, buffer, position = not more, buffer[position:] + more, 0
 
 
-def csv_rows(opened: OpenFile, name: str) -> Iterator[tuple[str, Row]]:
-    source = lines(opened.text, name)
+def csv_rows(opened: OpenFile, name: str, broken: OnBroken) -> Iterator[tuple[str, Row]]:
+    source = (line for _, line in lines(opened.text, name, broken))
     head = next(source, "")
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(chained(head, source), delimiter=delimiter_of(head))
     names: list[str] = []
-    try:
-        for values in reader:
-            if not names:
-                names = [value.strip() or f"column {n}" for n, value in enumerate(values, 1)]
-            elif any(value.strip() for value in values[len(names) :]):
-                raise CorruptData(
-                    f"{name}, line {reader.line_num} has {len(values)} values, but the header names {len(names)}.",
-                    "Put texts that contain the delimiter into quotation marks.",
-                )
-            elif values:
-                yield f"{name}, line {reader.line_num}", dict(zip(names, values, strict=False))
-    except csv.Error as error:
-        hint = "A quotation mark may be opened and never closed." if "field larger" in str(error) else ""
-        raise CorruptData(f"{name}, line {reader.line_num} is not CSV: {error}.", hint) from error
+    while (values := next_values(reader, name, broken)) is not None:
+        if not names:
+            names = [value.strip() or f"column {n}" for n, value in enumerate(values, 1)]
+        elif any(value.strip() for value in values[len(names) :]):
+            error = CorruptData(
+                f"{name}, line {reader.line_num} has {len(values)} values, but the header names {len(names)}.",
+                "Put texts that contain the delimiter into quotation marks.",
+            )
+            broken(error)
+        elif values:
+            yield f"{name}, line {reader.line_num}", dict(zip(names, values, strict=False))
+
+
+def next_values(reader: Any, name: str, broken: OnBroken) -> list[str] | None:
+    while True:
+        try:
+            return next(reader, None)
+        except csv.Error as error:
+            hint = "A quotation mark may be opened and never closed." if "field larger" in str(error) else ""
+            broken(CorruptData(f"{name}, line {reader.line_num} is not CSV: {error}.", hint))
 
 
 def chained(head: str, rest: Iterable[str]) -> Iterator[str]:
@@ -131,49 +152,6 @@ def delimiter_of(head: str) -> str:
     """The one of , ; tab and | that the header has most of, outside of quotation marks."""
     bare = re.sub(r'"[^"]*"', "", head)
     return max(",;\t|", key=bare.count)
-
-
-def parquet_columns(file: SourceFile) -> Columns:
-    import pyarrow as pa
-
-    names = {"string": "text", "large_string": "text", "string_view": "text"}
-    with opened_parquet(file) as parquet:
-        fields = parquet.schema_arrow
-    kinds = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in fields]
-    return [{"name": f.name, "type": names.get(str(kind), str(kind))} for f, kind in zip(fields, kinds, strict=True)]
-
-
-def parquet_texts(file: SourceFile, column: str) -> Iterator[tuple[float, list[Any]]]:
-    """(share of the file that is done, texts) a batch. Bytes that are no UTF-8 are marked, not refused."""
-    import pyarrow as pa
-
-    with opened_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
-        choose_column([{"name": name, "type": "text"} for name in names], column, file.name)
-        for group in range(parquet.num_row_groups):
-            for batch in parquet.iter_batches(64, row_groups=[group], columns=[column]):
-                values = batch.column(0)
-                if pa.types.is_dictionary(values.type):
-                    values = values.dictionary_decode()
-                yield group / parquet.num_row_groups, decoded(values)
-
-
-def decoded(values: Any) -> list[Any]:
-    import pyarrow as pa
-
-    try:
-        return values.to_pylist()
-    except UnicodeDecodeError:
-        raw = values.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-        return [data if data is None else data.decode("utf-8", UNREADABLE) for data in raw]
-
-
-@contextmanager
-def opened_parquet(file: SourceFile) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
-
-    with reading(file.name), ParquetFile(file.path) as parquet:
-        yield parquet
 
 
 def columns_of(rows: Iterable[Row]) -> Columns:
@@ -227,3 +205,12 @@ def choose_column(columns: Columns, chosen: str, where: str, only_text: bool = F
         said = f"{where} has several columns with text: {', '.join(texts)}."
         raise Unusable(said, "Say which holds the documents.", "text_column")
     raise Unusable(f"{where} has no column with text. It has: {listed}.", "", "text_column")
+
+
+def as_text(value: Any, where: str, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = TYPES.get(type(value), type(value).__name__)
+        raise CorruptData(f"{where}: column “{column}” holds a {kind}, not text.", "Choose another column.")
+    return value

@@ -2,6 +2,7 @@ import argparse
 from typing import Any, ClassVar
 
 from django.core.exceptions import ObjectDoesNotExist
+from django.forms import BooleanField
 from django.forms.models import ModelChoiceField
 
 from jobs.management.job_command import BadInput, JobCommand
@@ -29,8 +30,9 @@ class ArtifactCommand(JobCommand):
                 parser.add_argument(
                     name, help=f"{about} By name or id." if isinstance(field, ModelChoiceField) else about
                 )
-            else:
-                parser.add_argument(f"--{name.removeprefix('n_').replace('_', '-')}", dest=name, help=about)
+                continue
+            flag: dict[str, Any] = {"action": "store_true"} if isinstance(field, BooleanField) else {}
+            parser.add_argument(f"--{name.removeprefix('n_').replace('_', '-')}", dest=name, help=about, **flag)
 
     def make_job(self, team: Team, owner: User | None, options: dict[str, Any]) -> tuple[Job, Artifact]:
         form = self.form_class(self.form_data(team, options), team=team, owner=owner)
@@ -45,7 +47,11 @@ class ArtifactCommand(JobCommand):
             value = options.get(name)
             if value is None:
                 continue
-            data[name] = self.key_of(team, field, name, value) if isinstance(field, ModelChoiceField) else value
+            if isinstance(field, ModelChoiceField):
+                model = field.queryset.model  # type: ignore[union-attr]
+                data[name] = self.key_of(team, model, name, value)
+            else:
+                data[name] = value
         return data
 
     def saved_settings(self, team: Team, name: str | None) -> dict[str, Any]:
@@ -58,8 +64,7 @@ class ArtifactCommand(JobCommand):
         raise BadInput({"template": [f"No template “{name}” for this. There are: {there_are}."]})
 
     @staticmethod
-    def key_of(team: Team, field: ModelChoiceField, name: str, reference: str) -> str:
-        model: Any = field.queryset.model  # type: ignore[union-attr]
+    def key_of(team: Team, model: Any, name: str, reference: str) -> str:
         try:
             return str(model.of_reference(team, reference).pk)
         except ObjectDoesNotExist:

@@ -1,5 +1,5 @@
 from mistudio.models.artifact import Artifact
-from mistudio.models.dataset import Dataset
+from mistudio.models.dataset import Dataset, DatasetPart
 from mistudio.models.feature import Feature
 from mistudio.models.hub_token import HubToken
 from mistudio.models.language_model import LanguageModel
@@ -16,6 +16,7 @@ __all__ = [
     "ARTIFACTS",
     "Artifact",
     "Dataset",
+    "DatasetPart",
     "Feature",
     "HubToken",
     "LanguageModel",

@@ -57,6 +57,11 @@ class Artifact(Owned):
         return settings.MISTUDIO_DATA / self.ROOM / str(self.pk)
 
     @property
+    def kind(self) -> str:
+        """The kind of the job that makes this one."""
+        return self.KIND
+
+    @property
     def subject(self) -> str:
         return f"{self._meta.model_name}:{self.pk}"
 
@@ -85,10 +90,10 @@ class Artifact(Owned):
         said = [
             word
             for name, value in {"name": self.name, **options}.items()
-            if value not in (None, "")
-            for word in (f"--{name}", str(value))
+            if value not in (None, "") and value is not False
+            for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]
-        return shlex.join(["mistudio", self.KIND, *words, *said])
+        return shlex.join(["mistudio", self.kind, *words, *said])
 
     @classmethod
     def of_reference(cls, team: Any, reference: str) -> Self:
@@ -104,7 +109,7 @@ class Artifact(Owned):
     def start(self) -> Job:
         """Hand the work to a worker. The stored `job` follows by the subject (see `follow_job`)."""
         self.job = submit(
-            self.KIND,
+            self.kind,
             self.params(),
             team=self.team,
             owner=self.owner,

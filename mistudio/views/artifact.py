@@ -94,7 +94,7 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
 def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
     """Address of the form, filled in with what this was made from."""
     chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
-    said = {name: value for name, value in chosen.items() if value not in (None, "")}
+    said = {name: value for name, value in chosen.items() if value not in (None, "") and value is not False}
     return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(said)}"
 
 

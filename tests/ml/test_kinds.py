@@ -1,6 +1,7 @@
 """The kinds over the engine, from files to files, with the real context and no database."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -286,6 +287,16 @@ def test_what_goes_wrong_is_told_in_words_with_a_code(home, tmp_path, kind, chan
     with pytest.raises(Exception, match=message) as failed:
         kind.run(params(kind, home, "x", **{"folder": str(tmp_path / "x")} | changes), Context(1, 1, kind.STAGES))
     assert classify(failed.value).code == code
+
+
+def test_a_dataset_that_was_changed_since_is_not_tokenized(home, tmp_path) -> None:
+    shutil.copytree(home / "dataset", tmp_path / "dataset")
+    store.write_manifest(tmp_path / "dataset", ["documents-00000.parquet"])
+    with (tmp_path / "dataset" / "documents-00000.parquet").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"documents-00000\.parquet is of another size") as failed:
+        tokenize.run(params(tokenize, home, "x", dataset_folder=str(tmp_path / "dataset")), Context())
+    assert classify(failed.value).code == "CORRUPT_DATA"
 
 
 def test_an_sae_of_another_width_than_the_site_is_refused(home, tmp_path) -> None:

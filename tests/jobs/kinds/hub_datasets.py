@@ -10,6 +10,7 @@ from typing import Any
 from jobs.context import Context
 from jobs.errors import InvalidInput, Stopped, classify
 from jobs.kinds import add_dataset
+from jobs.kinds import documents as steps
 from jobs.ml import documents, hub
 
 
@@ -44,7 +45,7 @@ if __name__ == "__main__":
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 0.01
     hub.FIRST_WAIT = 0.01
     documents.SHARD_CHARACTERS, documents.GROUP_CHARACTERS = 3000, 1000
-    add_dataset.CHECKED_EVERY = 1
+    steps.CHECKED_EVERY = 1
     sys.stdout = sys.stderr
     outcomes = [outcome(**task) for task in json.load(sys.stdin)]
     json.dump(outcomes, sys.__stdout__)

@@ -17,7 +17,7 @@ from jobs.errors import Cancelled, InvalidInput, Stopped, classify
 from jobs.kinds import add_dataset
 from jobs.kinds.add_dataset import Params, run
 from jobs.ml import disk, documents
-from jobs.ml.documents import read_documents, shards
+from jobs.ml.documents import read_conversations, read_documents, shards
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,7 +41,7 @@ class Interrupted(Context):
 def small(monkeypatch):
     monkeypatch.setattr(documents, "SHARD_CHARACTERS", 2000)
     monkeypatch.setattr(documents, "GROUP_CHARACTERS", 500)
-    monkeypatch.setattr(add_dataset, "CHECKED_EVERY", 1)
+    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
 
 
 @pytest.fixture
@@ -102,6 +102,61 @@ def test_at_most_so_many_documents_are_taken(source, folder):
     result = add(source, folder, max_documents=17)
     assert result["statistics"]["documents"] == len(list(read_documents(folder))) == 17
     assert json.loads((folder / "manifest.json").read_text())["sources"][0]["sha256"] is None
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(100, 4), (99, 3), (10**9, 40)])
+def test_at_most_so_many_bytes_of_text_are_taken(tmp_path, folder, limit, taken):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "ä" * 12 + "\n"}) + "\n" for _ in range(40)))
+    result = add(path, folder, max_bytes=limit)
+    assert (result["statistics"]["documents"], result["statistics"]["bytes"]) == (taken, 25 * taken)
+
+
+def test_a_first_document_beyond_the_bytes_is_told(source, folder):
+    with pytest.raises(InvalidInput, match="first document is longer") as refused:
+        add(source, folder, max_bytes=5)
+    assert refused.value.field == "max_bytes"
+
+
+def test_conversations_are_kept_with_their_messages_and_shown_as_such(tmp_path, folder):
+    path = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "Why? " * 100}, {"role": "assistant", "content": "Because.\0" * 100}]
+    path.write_text((json.dumps({"messages": said}) + "\n") * 3)
+    result = add(path, folder)
+    assert list(read_conversations(folder)) == [said] * 3
+    assert next(read_documents(folder)).startswith("user: Why?")
+    assert json.loads((folder / "manifest.json").read_text())["conversations"] is True
+    assert result["statistics"]["read_as"] == "OpenAI conversations"
+    assert result["statistics"]["messages"] == {"assistant": 3, "user": 3}
+    [sample, *_] = result["samples"]
+    assert [message["role"] for message in sample] == ["user", "assistant"]
+    assert sum(len(message["content"]) for message in sample) == 600 and "\0" not in sample[1]["content"]
+
+
+def test_broken_rows_are_counted_and_named_in_the_statistics(tmp_path, folder):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n{"text": \n{"text": "y"}\n')
+    statistics = add(path, folder, skip_broken=True)["statistics"]
+    assert (statistics["documents"], statistics["broken_skipped"]) == (2, 1)
+    assert statistics["broken_first"] == ["a.jsonl, line 2 is not JSON: Expecting value."]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 110), max_size=3))
+def test_duplicates_are_dropped_the_same_however_often_it_is_interrupted(tmp_path_factory, small, looks):
+    folder, other, home = (tmp_path_factory.mktemp(name) for name in ("a", "b", "source"))
+    rows = [{"text": f"document {i % 37} " + "and so on " * (i % 37)} for i in range(120)]
+    (home / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for n in looks:
+        try:
+            add(home, folder, Interrupted(n), deduplicate=True)
+        except Stopped:
+            assert not (folder / "manifest.json").exists()
+    result = add(home, folder, deduplicate=True)
+    assert result == add(home, other, deduplicate=True)
+    assert contents(folder) == contents(other)
+    assert list(read_documents(folder)) == [row["text"] for row in rows[:37]]
+    assert (result["statistics"]["duplicates_dropped"], result["statistics"]["duplicates"]) == (83, 0)
 
 
 def test_what_was_done_to_the_texts_is_counted(tmp_path, folder):
@@ -202,11 +257,15 @@ def test_texts_that_are_all_empty_make_no_dataset(tmp_path, folder):
         ("a.jsonl", '{"a": "x", "b": "y"}\n', {}, "text_column", "several columns with text: a, b"),
         ("a.jsonl", '{"a": "x"}\n', {"text_column": "c"}, "text_column", r"no column “c”. It has: a \(text\)"),
         ("a.txt", "", {}, "source", "is empty"),
-        ("a.zip", "PK\x03\x04", {}, "source", "a zip archive"),
+        ("a.docx", "PK\x03\x04", {}, "source", "a zip archive"),
         ("a.txt", "words", {"revision": "main"}, "revision", "no revisions"),
         ("a.txt", "words", {"config": "en"}, "config", "no configurations"),
         ("a.txt", "words", {"max_documents": 0}, "max_documents", "1 document or more"),
         ("a.txt", "words", {"max_documents": True}, "max_documents", "1 document or more"),
+        ("a.txt", "words", {"max_bytes": 0}, "max_bytes", "1 byte or more"),
+        ("a.txt", "words", {"encoding": "klingon"}, "encoding", "no encoding of text"),
+        ("a.txt", "words", {"encoding": "zlib"}, "encoding", "no encoding of text"),
+        ("a.txt", "words", {"preference": "best"}, "preference", "neither chosen nor rejected"),
     ],
 )
 def test_what_a_person_chose_wrongly_is_told_by_its_field(tmp_path, folder, name, content, fields, field, said):
@@ -223,11 +282,11 @@ def test_a_malformed_line_is_corrupt_data_with_file_and_line(tmp_path, folder):
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is not JSON") as caught:
         add(path, folder)
     assert classify(caught.value).code == "CORRUPT_DATA"
-    assert classify(caught.value).hint == "Each line must be one whole JSON object."
+    assert classify(caught.value).hint == "Each line must be one whole JSON object. Or skip what is broken."
 
 
 def test_progress_is_of_the_bytes_and_never_goes_back(source, folder, monkeypatch):
-    monkeypatch.setattr(add_dataset, "CHECKED_EVERY", 1)
+    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
     seen = []
 
     class Watched(Context):
@@ -258,6 +317,12 @@ configs:
 STORIES = [f"story {i} " + "once upon a time " * (i % 7) for i in range(240)]
 
 
+TALK = [
+    [{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": "well " * (n % 50)}]
+    for n in range(1, 91)
+]
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What comes of adding datasets of a hub, by name, all in one process of its own."""
@@ -278,14 +343,23 @@ def outcomes(tmp_path_factory):
         "gated": {"source": "owner/gated"},
         "nothing in it": {"source": "owner/nothing"},
         "program": {"source": "owner/program"},
+        "bytes": {"source": "owner/stories", "max_bytes": 300},
+        "talk": {"source": "owner/talk"},
+        "talk stopped": {"source": "owner/talk", "deduplicate": True},
+        "talk resumed": {"source": "owner/talk", "deduplicate": True},
+        "chat": {"source": "owner/chat", "skip_broken": True},
         "torn": {"source": "owner/torn"},
         "away": {"source": "owner/away"},
         "busy": {"source": "owner/busy"},
         "broken": {"source": "owner/broken"},
     }
-    folders = {name: root / name.replace(" ", "-") for name in tasks} | {"resumed": root / "stopped"}
+    folders = {name: root / name.replace(" ", "-") for name in tasks} | {
+        "resumed": root / "stopped",
+        "talk resumed": root / "talk-stopped",
+    }
     asked = [{"params": {**task, "folder": str(folders[name])}} for name, task in tasks.items()]
     asked[1]["stop_after"] = 2
+    asked[list(tasks).index("talk stopped")]["stop_after"] = 1
     with HubServer() as hub:
         fill(hub)
         done = subprocess.run(
@@ -318,6 +392,12 @@ def fill(hub: HubServer) -> None:
     rows = "".join(json.dumps({"text": story}) + "\n" for story in STORIES)
     hub.add("dataset", "owner/broken", {"train.jsonl": rows.encode()})
     hub.add("dataset", "owner/busy", {"train.jsonl": b'{"text": "at last"}\n'})
+    talk = pa.Table.from_pylist([{"id": str(n), "text": "x", "messages": TALK[n % 90]} for n in range(180)])
+    target = io.BytesIO()
+    parquet.write_table(talk, target, row_group_size=40)
+    hub.add("dataset", "owner/talk", {"train.parquet": target.getvalue()})
+    chat = [{"conversations": [{"from": who, "value": "Why?"}]} for who in ("human", "ghost", "gpt")]
+    hub.add("dataset", "owner/chat", {"train.jsonl": "".join(json.dumps(row) + "\n" for row in chat).encode()})
     hub.fault("/api/datasets/owner/away", status=503, times=99)
     hub.fault("/api/datasets/owner/busy", status=429, headers={"Retry-After": "0"})
     hub.fault("/resolve/", status=503, times=1)
@@ -353,9 +433,39 @@ def test_documents_splits_and_configurations_are_chosen(outcomes):
     assert list(read_documents(outcomes["config"]["folder"])) == ["Haus"]
 
 
+def test_a_dataset_of_the_hub_is_cut_off_at_so_many_bytes(outcomes):
+    found = list(read_documents(outcomes["bytes"]["folder"]))
+    assert found == STORIES[: len(found)]
+    assert sum(map(len, found)) <= 300 < sum(map(len, STORIES[: len(found) + 1]))
+
+
+def test_conversations_of_the_hub_are_recognised_in_parquet_and_json(outcomes):
+    said = [[message for message in talk if message["content"]] for talk in TALK]
+    assert list(read_conversations(outcomes["talk"]["folder"])) == said * 2
+    assert outcomes["talk"]["result"]["text_column"] == "messages"
+    assert list(read_conversations(outcomes["chat"]["folder"])) == [
+        [{"role": role, "content": "Why?"}] for role in ("user", "assistant")
+    ]
+    assert outcomes["chat"]["result"]["statistics"]["broken_first"] == [
+        "row 2 of owner/chat, message 1 is of an unknown role, 'ghost'."
+    ]
+
+
+def test_an_interrupted_stream_knows_what_it_has_seen(outcomes):
+    assert outcomes["talk stopped"]["stopped"] == 1
+    result = outcomes["talk resumed"]["result"]
+    assert (
+        list(read_conversations(outcomes["talk resumed"]["folder"]))
+        == list(read_conversations(outcomes["talk"]["folder"]))[:90]
+    )
+    assert result["statistics"]["duplicates_dropped"] == 90
+
+
 @pytest.mark.parametrize(
     ("name", "field", "said"),
     [
+        ("no such split", "split", "'train'"),
+        ("no such config", "config", "'de'"),
         ("no such split", "split", "trian"),
         ("no such column", "text_column", "It has: text (text), id (int64)"),
         ("no config", "config", "['en', 'de']"),

@@ -1,0 +1,100 @@
+"""Which files with text a path holds: itself, those of a folder, and those inside zip archives."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.ml.archives import members
+from jobs.ml.errors import Unusable
+from jobs.ml.text_files import FORMATS, HEAD, PACKINGS, SourceFile, encoding_of
+
+ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog)(\..*)?|dataset_infos?\.json|state\.json", re.IGNORECASE)
+TABLES = ("parquet", "arrow")
+KNOWN = "txt, jsonl, csv, parquet or arrow"
+
+
+def find_files(source: Path) -> list[SourceFile]:
+    """One file, or those of a folder and the folders in it, by name. Raises CorruptData, Unusable."""
+    if source.is_file():
+        return within(source, source.name) if is_archive(source) else [source_file(source, source.name)]
+    if not source.is_dir():
+        said = "is neither a file nor a folder" if source.exists() else "is not there"
+        raise Unusable(f"{source} {said}.", "Give a file or folder on the machine where the workers run.")
+    paths = list(files_of(source))
+    known = [path for path in paths if format_of(path) or is_archive(path)]
+    if not known:
+        raise Unusable(f"{source} holds no {KNOWN} file.", there_are(paths))
+    files = [file for path in known if path.stat().st_size for file in found(path, source)]
+    if not files:
+        raise Unusable(f"All {len(known)} files in {source} are empty.")
+    return files
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Those that may hold text. Raises Unusable for a link that leads out of the folder."""
+    home = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not wanted(name):
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            hint = "Put the file itself into the folder, or give the folder where it is."
+            raise Unusable(f"{name} is a link that leads out of {folder}.", hint)
+        if path.is_file():
+            yield path
+
+
+def found(path: Path, folder: Path) -> list[SourceFile]:
+    name = path.relative_to(folder).as_posix()
+    return within(path, name) if is_archive(path) else [source_file(path, name)]
+
+
+def within(path: Path, name: str) -> list[SourceFile]:
+    """The files with text inside an archive."""
+    facts = path.stat()
+    all_members = [member for member in members(path, name) if wanted(Path(member.info.filename))]
+    files = []
+    for member in all_members:
+        inner = Path(member.info.filename)
+        if format_of(inner) in TABLES:
+            said = f"{name} holds {inner}, which cannot be read inside an archive."
+            raise Unusable(said, "Unpack the archive and give the folder.")
+        if format_of(inner) and member.info.file_size:
+            inner_name, size = f"{name}/{inner}", member.info.compress_size
+            files.append(SourceFile(path, inner_name, format_of(inner), size, facts.st_mtime_ns, member))
+    if not files:
+        raise Unusable(
+            f"{name} holds no txt, jsonl or csv file.", there_are([Path(m.info.filename) for m in all_members])
+        )
+    return files
+
+
+def is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def wanted(path: Path) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.parts) and not ABOUT.fullmatch(path.name)
+
+
+def there_are(paths: list[Path]) -> str:
+    return f"There are {', '.join(path.name for path in paths[:5])}." if paths else "It is empty."
+
+
+def format_of(path: Path) -> str:
+    inner = path.with_suffix("") if path.suffix.lower() in PACKINGS else path
+    return FORMATS.get(inner.suffix.lower(), "")
+
+
+def source_file(path: Path, name: str) -> SourceFile:
+    facts = path.stat()
+    if facts.st_size == 0:
+        raise Unusable(f"{path} is empty.")
+    format = format_of(path)
+    if not format:
+        with path.open("rb") as file:
+            encoding_of(file.read(HEAD), path.name)
+        raise Unusable(f"{path.name} could be anything.", "Name it .txt, .jsonl, .csv, .tsv, .parquet or .arrow.")
+    if format in TABLES and path.suffix.lower() in PACKINGS:
+        raise Unusable(f"{name} is a table inside a packed file.", "Unpack it: the tables are packed as they are.")
+    return SourceFile(path, name, format, facts.st_size, facts.st_mtime_ns)
