@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.ml.store import sync
+from jobs.ml.errors import CorruptData
+from jobs.ml.store import read_manifest, sync
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetWriter
@@ -27,8 +28,8 @@ def count_documents(folder: Path | str) -> int:
     return sum(parquet.read_metadata(path).num_rows for path in shards(folder))
 
 
-def read_documents(folder: Path | str, start: int = 0) -> Iterator[str]:
-    """The documents from number `start` on; what comes before is skipped unread.
+def read_documents(folder: Path | str, start: int = 0, column: str = "text") -> Iterator[Any]:
+    """The documents from number `start` on; what comes before is skipped unread. column: "messages" of conversations.
 
     Raises FileNotFoundError where there are none.
     """
@@ -44,9 +45,29 @@ def read_documents(folder: Path | str, start: int = 0) -> Iterator[str]:
                 if start >= rows:
                     start -= rows
                     continue
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=["text"]):
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=[column]):
                     yield from batch.column(0).slice(start).to_pylist()
                     start = max(0, start - len(batch))
+
+
+def holds_conversations(folder: Path | str) -> bool:
+    """Have the documents a column of messages beside their text?"""
+    return bool((read_manifest(Path(folder)) or {}).get("conversations"))
+
+
+def check_unchanged(folder: Path | str) -> None:
+    """Raises CorruptData where the files are not those that the manifest names, by name and size."""
+    folder = Path(folder)
+    files = (read_manifest(folder) or {}).get("files", {})
+    wanted = {name: entry["bytes"] for name, entry in files.items() if name.startswith("documents-")}
+    there = {path.name: path.stat().st_size for path in shards(folder)}
+    for name in sorted(wanted.keys() | there.keys()) if wanted else ():
+        if wanted.get(name) != there.get(name):
+            now, then = (f"{n:,} bytes" if n is not None else "missing" for n in (there.get(name), wanted.get(name)))
+            raise CorruptData(
+                f"The dataset has changed since it was added: {name} is {now}, and was {then}.",
+                "Add the dataset again from its source, and tokenize that.",
+            )
 
 
 class DocumentWriter:
