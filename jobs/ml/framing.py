@@ -1,6 +1,6 @@
 """Which special tokens a model expects around a row and between documents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def framing(tokenizer: Any, bos: str = "present", separator: str = "present") ->
         between=between(separator, one(first), one(end)),
         special=special,
         vocab_size=1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values(), *special]),
-        padding=next((ids[role] for role in ("pad", "eos", "sep") if ids[role] is not None), 0),
+        padding=[*one(ids["pad"]), *one(ids["eos"]), *one(sep), 0][0],
     )
 
 
@@ -99,8 +99,6 @@ def check_vocabulary(tokenizer: Any, embeddings: int) -> None:
 
 def in_range(frame: Framing, embeddings: int) -> Framing:
     """With a padding id that the model can look up."""
-    from dataclasses import replace
-
     return frame if frame.padding < embeddings else replace(frame, padding=0)
 
 

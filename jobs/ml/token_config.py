@@ -27,13 +27,14 @@ CHATS = {
     "transcript": "As the plain text of the dataset",
 }
 ROLES = {"all": "Every token", "assistant": "What the assistant says", "user": "What the user says"}
+JUNK = {name: strength.label for name, strength in STRENGTHS.items()}
 CHOICES: dict[str, dict[str, str]] = {
     "layout": LAYOUTS,
     "bos": BOS,
     "separator": SEPARATORS,
     "chat": CHATS,
     "train_on": ROLES,
-    "junk": {name: strength.label for name, strength in STRENGTHS.items()},
+    "junk": JUNK,
 }
 
 
