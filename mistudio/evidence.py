@@ -57,10 +57,12 @@ class FeatureEvidence:
             return []
         try:
             shards = TokenShards(self.scan.tokenization.folder, "held_out")
-            ids, _ = shards.rows([example.sequence for example in examples])
+            numbers = [example.sequence for example in examples]
+            (ids, _), lengths = shards.rows(numbers), shards.lengths(numbers)
         except (OSError, ValueError):
             return []
-        return [self.one(example, row.tolist()) for example, row in zip(examples, ids, strict=True)]
+        tokens = (row[:length].tolist() for row, length in zip(ids, lengths, strict=True))
+        return [self.one(example, row) for example, row in zip(examples, tokens, strict=True)]
 
     def one(self, example: Example, ids: list[int]) -> dict[str, Any]:
         values = dict(zip(example.places.tolist(), example.values.tolist(), strict=True))

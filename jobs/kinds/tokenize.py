@@ -1,12 +1,15 @@
 """Turn a dataset into the token ids of one language model, packed to sequences."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.ml.errors import Unusable
+from jobs.ml.token_config import TokenConfig
 
 LABEL = "Tokenize"
 QUEUE = "cpu"
@@ -23,30 +26,43 @@ class Params:
     context_length: int
     held_out: float = 0.1  # share of the documents
     seed: int = 0
-    add_bos: bool = True
+    layout: str = "packed"
+    stride: int | None = None
+    bos: str = "present"
+    separator: str = "present"
+    chat: str = "auto"
+    train_on: str = "all"
+    junk: str = "off"
 
     def __post_init__(self) -> None:
-        if self.context_length < 2:
-            raise InvalidInput("A context has at least 2 tokens.", field="context_length")
-        if not 0 <= self.held_out < 1:
-            raise InvalidInput("The held-out share is from 0 to below 1.", "0.1 is usual.", "held_out")
-        if not 0 <= self.seed < 2**63:
-            raise InvalidInput("The seed is a whole number from 0.", field="seed")
+        refused(self.config)
         for field in ("dataset_folder", "model_folder", "folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
 
+    def config(self) -> TokenConfig:
+        said = asdict(self)
+        return TokenConfig(**{field.name: said[field.name] for field in fields(TokenConfig)})
+
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on after the last finished shard, to the same bytes."""
-    from jobs.ml.documents import check_unchanged, count_documents, read_documents
+    return refused(partial(tokenize, params, ctx))
+
+
+def tokenize(params: Params, ctx: Context) -> dict[str, Any]:
+    from jobs.ml.documents import check_unchanged, count_documents, holds_conversations, read_column
     from jobs.ml.language_model import load_tokenizer, read_architecture
     from jobs.ml.packing import pack
+    from jobs.ml.prepare import Preparation
 
     ctx.stage("load")
     check_unchanged(params.dataset_folder)
     tokenizer = load_tokenizer(params.model_folder)
-    model_context = read_architecture(params.model_folder).context_length
+    model = read_architecture(params.model_folder)
+    prepare = Preparation(params.config(), tokenizer, holds_conversations(params.dataset_folder))
+    if prepare.note:
+        ctx.log(prepare.note)
     ctx.stage("tokenize", total=count_documents(params.dataset_folder), unit="documents")
 
     def on_progress(documents: int, tokens: int) -> None:
@@ -54,13 +70,20 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.check()
 
     return pack(
-        partial(read_documents, params.dataset_folder),
+        partial(read_column, params.dataset_folder, prepare.column),
         tokenizer,
         params.folder,
-        context_length=params.context_length,
-        seed=params.seed,
-        held_out=params.held_out,
-        add_bos=params.add_bos,
-        model_context=model_context,
+        prepare=prepare,
+        model_context=model.context_length,
+        embeddings=model.vocab_size,
         on_progress=on_progress,
+        **asdict(params.config()),
     )
+
+
+def refused(work: Callable[[], Any]) -> Any:
+    """What the choices make impossible is said of the field to change."""
+    try:
+        return work()
+    except Unusable as error:
+        raise InvalidInput(str(error), error.hint, error.field) from error

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from jobs.ml import store
 from jobs.ml.errors import WithHint
+from jobs.ml.sequences import batch
 from jobs.ml.sites import Site, capture, resolve
 from jobs.ml.tokens import TokenShards
 
@@ -51,7 +52,7 @@ class ActivationStream:
         self.batch_tokens, self.seed, self.device = batch_tokens, seed, device
         self.skip_special, self.model_batch = skip_special, model_batch
         self.chunk_rows = max(1, buffer_tokens // shards.context_length)
-        self.kept = kept_tokens(shards, skip_special)
+        self.kept = shards.kept_per_sequence(skip_special)
         self.tokens_per_epoch = int(self.kept.sum())
         if self.tokens_per_epoch == 0:
             raise WithHint(f"there are no tokens to read in the {shards.split} split.")
@@ -144,19 +145,11 @@ class ActivationStream:
 
     def _run(self, rows: np.ndarray) -> Tensor:
         """The activations [n, width] of the tokens of these sequences that count."""
-        ids, special = self.shards.rows(rows)
-        x = capture(self.model, self.site, torch.from_numpy(ids).long().to(self.model.device))
-        x = x.flatten(0, 1).to(self.device, torch.float32)
-        if not self.skip_special:
+        read = batch(self.shards, rows, self.skip_special).to(self.model.device)
+        x = capture(self.model, self.site, read.ids, read.attention).flatten(0, 1).to(self.device, torch.float32)
+        if not read.skipped.any():
             return x
-        return x[torch.from_numpy(~special.reshape(-1)).to(self.device)]
-
-
-def kept_tokens(shards: TokenShards, skip_special: bool) -> np.ndarray:
-    """int64 [n_sequences]: how many tokens of each sequence count."""
-    if skip_special:
-        return shards.kept_per_sequence()
-    return np.full(shards.n_sequences, shards.context_length, dtype=np.int64)
+        return x[~read.skipped.reshape(-1).to(self.device)]
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -43,7 +43,7 @@ def read_conversations(folder: Path | str, start: int = 0) -> Iterator[list[Mess
     yield from read_column(folder, "messages", start)
 
 
-def read_column(folder: Path | str, column: str, start: int) -> Iterator[Any]:
+def read_column(folder: Path | str, column: str, start: int = 0) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
     paths = shards(folder)
@@ -61,26 +61,31 @@ def read_column(folder: Path | str, column: str, start: int) -> Iterator[Any]:
                     start = max(0, start - len(batch))
 
 
+def holds_conversations(folder: Path | str) -> bool:
+    """Have the documents a column of messages beside their text?"""
+    return bool((read_manifest(Path(folder)) or {}).get("conversations"))
+
+
 def check_unchanged(folder: Path | str) -> None:
-    """Raises CorruptData where the shards are not those that were written: gone, of another size, or written to since.
+    """Raises CorruptData where the shards are not those that were written: gone, added, or with other contents.
 
     Only what has been touched since the dataset was finished is read for it.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return
-    finished = (folder / "manifest.json").stat().st_mtime_ns
-    for name, expected in manifest["files"].items():
-        path = folder / name
+    files = (read_manifest(folder) or {}).get("files", {})
+    finished = (folder / "manifest.json").stat().st_mtime_ns if files else 0
+    for name in sorted({*files, *(path.name for path in shards(folder))}) if files else ():
+        path, expected = folder / name, files.get(name)
         facts = path.stat() if path.is_file() else None
-        if facts is None or facts.st_size != expected["bytes"]:
-            wrong = "is missing" if facts is None else "is of another size"
+        if facts is None or expected is None:
+            wrong = "is missing" if facts is None else "was not there"
+        elif facts.st_size != expected["bytes"]:
+            wrong = f"has {facts.st_size:,} bytes instead of {expected['bytes']:,}"
         elif facts.st_mtime_ns > finished and sha256(path) != expected["sha256"]:
             wrong = "has other contents"
         else:
             continue
-        raise CorruptData(f"{name} {wrong}: the dataset was changed after it had been added.", "Add it again.")
+        raise CorruptData(f"The dataset has changed since it was added: {name} {wrong}.", "Add it again.")
 
 
 class DocumentWriter:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from jobs.ml.language_model import is_causal
 from jobs.ml.sae import Sae
-from jobs.ml.sequences import batches, covering
+from jobs.ml.sequences import Batch, batches, covering
 from jobs.ml.sites import Site, capture, replaced, resolve
 from jobs.ml.tokens import TokenShards
 
@@ -48,14 +48,16 @@ def evaluate(
     rows = covering(shards, tokens)
     ce_rows = covering(shards, ce_tokens) if causal else 0
     quality, predictions = Reconstruction(sae), Predictions(model, sae, place)
-    for first, ids, special in batches(shards, 0, rows, model_batch):
-        x = capture(model, place, ids.to(model.device)).flatten(0, 1)
-        quality.add(x[~(special & skip_special).flatten().to(x.device)])
-        on_progress(first + len(ids), rows + ce_rows)
+    for read in batches(shards, 0, rows, model_batch, skip_special):
+        read = read.to(model.device)
+        x = capture(model, place, read.ids, read.attention).flatten(0, 1)
+        quality.add(x[~read.skipped.flatten()])
+        on_progress(read.first + len(read.ids), rows + ce_rows)
     logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
-    for first, ids, special in batches(shards, 0, ce_rows, min(model_batch, max(1, LOGIT_BYTES // logit_bytes))):
-        predictions.add(ids.to(model.device), (special & skip_special).to(model.device))
-        on_progress(rows + first + len(ids), rows + ce_rows)
+    size = min(model_batch, max(1, LOGIT_BYTES // logit_bytes))
+    for read in batches(shards, 0, ce_rows, size, skip_special):
+        predictions.add(read.to(model.device))
+        on_progress(rows + read.first + len(read.ids), rows + ce_rows)
     reason = {} if causal else {"ce": f"{type(model).__name__} does not predict the next token"}
     return {
         **quality.results(),
@@ -133,13 +135,15 @@ class Predictions:
         self.ce = dict.fromkeys(self.WAYS, 0.0)
         self.kl = dict.fromkeys(self.WAYS[1:], 0.0)
 
-    def add(self, ids: Tensor, keep_as_is: Tensor) -> None:
-        """ids [B, T]; keep_as_is bool [B, T]: where the tensor is not touched and nothing is counted"""
-        counted = ~keep_as_is[:, :-1]
-        targets = ids[:, 1:][counted]
+    def add(self, read: Batch) -> None:
+        """Where a token is skipped the tensor is not touched and nothing is counted; no padding is predicted."""
+        counted = ~read.skipped[:, :-1]
+        if read.attention is not None:
+            counted &= read.attention[:, 1:].bool()
+        targets = read.ids[:, 1:][counted]
         clean: Tensor | None = None
         for way in self.WAYS:
-            logits = self.logits(ids, way, keep_as_is)
+            logits = self.logits(read, way)
             log_p = F.log_softmax(logits[:, :-1][counted].float(), dim=-1)
             self.ce[way] += F.nll_loss(log_p, targets, reduction="none").double().sum().item()
             if clean is None:  # KL(clean || new) = sum p log p - sum p log q
@@ -149,16 +153,16 @@ class Predictions:
                 self.kl[way] += (certainty - torch.linalg.vecdot(clean, log_p)).double().sum().item()
         self.n += int(counted.sum())
 
-    def logits(self, ids: Tensor, way: str, keep_as_is: Tensor) -> Tensor:
+    def logits(self, read: Batch, way: str) -> Tensor:
         """[B, T, V]"""
 
         def edit(tensor: Tensor) -> Tensor:
             x = tensor.reshape(-1, tensor.shape[-1])
             new = torch.zeros_like(x) if way == "zero" else self.rebuild(x)
-            return torch.where(keep_as_is.reshape(-1, 1), x, new).view_as(tensor)
+            return torch.where(read.skipped.reshape(-1, 1), x, new).view_as(tensor)
 
         with nullcontext() if way == "clean" else replaced(self.model, self.site, edit):
-            return self.model(input_ids=ids).logits
+            return self.model(input_ids=read.ids, attention_mask=read.attention).logits
 
     def rebuild(self, x: Tensor) -> Tensor:
         """x_hat [N, D] of x [N, D], in its dtype and on its device"""

@@ -1,20 +1,25 @@
-"""Which special tokens a model expects around a sequence and between documents."""
+"""Which special tokens a model expects around a row and between documents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from jobs.ml.errors import Unusable
+
+ROLES = ("bos", "eos", "cls", "sep", "pad", "mask")
+
 
 @dataclass(frozen=True)
 class Framing:
-    """A sequence is before + content + after; documents are separated by `between`."""
+    """A row is before + content + after, then padding; packed documents are separated by `between`."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     between: tuple[int, ...]
     special: frozenset[int]  # every id to be masked, wherever it stands
     vocab_size: int
+    padding: int = 0  # any id would do: a mask says what is padding
 
     @property
     def overhead(self) -> int:
@@ -27,22 +32,74 @@ class Framing:
         return table
 
 
-def framing(tokenizer: Any, add_bos: bool = True) -> Framing:
+def framing(tokenizer: Any, bos: str = "present", separator: str = "present") -> Framing:
     """Decoders: BOS first, EOS between documents. Encoders: [CLS] ... [SEP], and [SEP] between documents.
 
-    Each is left out where the tokenizer has no such token.
+    bos and separator as in TokenConfig; "present" leaves out what the tokenizer does not have.
+    Raises Unusable where the tokenizer lacks what was asked for.
     """
-    bos, eos, cls, sep = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep"))
-    encoder = cls is not None and sep is not None and bos in (None, cls)  # RoBERTa calls its CLS a BOS as well
-    first, last, between = (cls, sep, sep) if encoder else (bos, None, eos)
+    ids = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
+    cls, sep = ids["cls"], ids["sep"]
+    encoder = cls is not None and sep is not None and ids["bos"] in (None, cls)  # RoBERTa calls its CLS a BOS as well
+    first, last, end = (cls, sep, sep) if encoder else (ids["bos"], None, ids["eos"])
+    before, after = around(tokenizer, one(first), one(last), bos)
     special = special_ids(tokenizer)
     return Framing(
-        before=one(first) if add_bos else (),
-        after=one(last) if add_bos else (),
-        between=one(between),
+        before=before,
+        after=after,
+        between=between(separator, one(first), one(end)),
         special=special,
         vocab_size=1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values(), *special]),
+        padding=[*one(ids["pad"]), *one(ids["eos"]), *one(sep), 0][0],
     )
+
+
+def around(
+    tokenizer: Any, first: tuple[int, ...], last: tuple[int, ...], bos: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after the content of a row."""
+    if bos == "never":
+        return (), ()
+    if bos == "always" and not first:
+        raise Unusable(
+            "The tokenizer has no token for the beginning of a text (BOS).",
+            "Choose “where the tokenizer has one” or “never” for the beginning of a row.",
+            "bos",
+        )
+    if bos == "tokenizer":
+        own = tokenizer("a")["input_ids"]
+        return first if own[:1] == [*first] else (), last if own[-1:] == [*last] else ()
+    return first, last
+
+
+def between(separator: str, first: tuple[int, ...], end: tuple[int, ...]) -> tuple[int, ...]:
+    chosen = {"present": end, "eos": end, "bos": first, "none": ()}[separator]
+    if separator in ("eos", "bos") and not chosen:
+        raise Unusable(
+            f"The tokenizer has no token for the {'end' if separator == 'eos' else 'beginning'} of a text "
+            f"({separator.upper()}).",
+            "Choose another separator, or nothing, between documents.",
+            "separator",
+        )
+    return chosen
+
+
+def check_vocabulary(tokenizer: Any, embeddings: int) -> None:
+    """Raises Unusable where the tokenizer gives ids that the model has no embedding for.
+
+    Its padding token may lie outside: it is never put into a row then (see `in_range`)."""
+    largest = max(index for index in tokenizer.get_vocab().values() if index != tokenizer.pad_token_id)
+    if largest >= embeddings:
+        raise Unusable(
+            f"The tokenizer gives ids up to {largest:,}, but the model has embeddings for {embeddings:,} tokens alone.",
+            "These two do not belong together: add the model with the tokenizer it was trained with.",
+            "language_model",
+        )
+
+
+def in_range(frame: Framing, embeddings: int) -> Framing:
+    """With a padding id that the model can look up."""
+    return frame if frame.padding < embeddings else replace(frame, padding=0)
 
 
 def one(token: int | None) -> tuple[int, ...]:
@@ -52,7 +109,5 @@ def one(token: int | None) -> tuple[int, ...]:
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Every id the tokenizer calls special but an unknown-token of its own: unknown words are content."""
     named: set[int | None] = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    roles: set[int | None] = {
-        getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "cls", "sep", "pad", "mask")
-    }
+    roles: set[int | None] = {getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
     return frozenset(index for index in (named - {tokenizer.unk_token_id}) | roles if index is not None)

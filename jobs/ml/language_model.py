@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from jobs.ml import model_config
 from jobs.ml.blocks import UnsupportedModel
-from jobs.ml.errors import CorruptData, Unusable
+from jobs.ml.errors import CorruptData
 from jobs.ml.model_files import INDEX, WHOLE, choose_weights
 from jobs.ml.sites import Site, list_sites
+from jobs.ml.tokenizer import load_tokenizer as load_tokenizer
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -187,26 +187,6 @@ def load_model(folder: Path | str, device: str = "cpu", dtype: str = "float32") 
         raise CorruptData(f"the weights lack {len(missing)} tensors of {type(model).__name__}, such as {min(missing)}.")
     model.config.use_cache = False
     return model.eval().requires_grad_(False).to(device)
-
-
-def load_tokenizer(folder: Path | str) -> Any:
-    """Raises CorruptData where the folder has no tokenizer that transformers can read, Unusable for a program."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
-        if code := foreign_tokenizer(Path(folder) / "tokenizer_config.json"):
-            raise Unusable(
-                f"the tokenizer is a program of its own ({code}), which is never run",
-                "Choose a copy of the model with a tokenizer that transformers has.",
-            ) from error
-        raise CorruptData(f"the folder has no tokenizer that can be read: {first_line(error)}") from error
-
-
-def foreign_tokenizer(path: Path) -> str:
-    try:
-        return model_config.foreign_code(model_config.parse(path.read_bytes()))
-    except (OSError, CorruptData):
-        return ""
 
 
 class quiet:

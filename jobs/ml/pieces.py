@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from jobs.ml.chat import Span
+from jobs.ml.prepare import Document
+
 PIECE = 50_000  # characters tokenized at once; a longer document is cut, at white space where there is some
 BATCH = 500_000  # characters handed to the tokenizer together
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -11,18 +14,28 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Piece:
-    document: int
+    number: int  # of the document
     text: str
     end: int  # characters of the document up to here
     last: bool
+    document: Document
+
+    def counted(self) -> list[Span] | None:
+        """The characters of this piece that may be counted; None: all."""
+        if self.document.counted is None:
+            return None
+        start = self.end - len(self.text)
+        within = ((max(a, start) - start, min(b, self.end) - start) for a, b in self.document.counted)
+        return [(a, b) for a, b in within if a < b]
 
 
-def pieces(documents: Iterable[str], document: int, start: int) -> Iterator[Piece]:
-    """The documents from number `document` on, the first of them from character `start`."""
-    for index, text in enumerate(documents, document):
+def pieces(documents: Iterable[Document], number: int, start: int) -> Iterator[Piece]:
+    """The documents from this number on, the first of them from character `start`."""
+    for index, document in enumerate(documents, number):
+        text = document.text
         while True:
             end = cut(text, start)
-            yield Piece(index, clean(text[start:end]), end, end == len(text))
+            yield Piece(index, clean(text[start:end]), end, end == len(text), document)
             if end == len(text):
                 break
             start = end

@@ -125,14 +125,15 @@ class Reading:
         """positions, latents and values [n] of the sequences start .. end - 1, positions ascending"""
         T, device = self.shards.context_length, self.sae.b_dec.device
         positions, latents, values = [], [], []
-        for first, ids, special in batches(self.shards, start, end, self.model_batch):
-            x = capture(self.model, self.site, ids.to(self.model.device)).flatten(0, 1)
-            counted = self.counted(special).to(x.device)
+        for read in batches(self.shards, start, end, self.model_batch, self.skip_special):
+            read = read.to(self.model.device)
+            x = capture(self.model, self.site, read.ids, read.attention).flatten(0, 1)
+            counted = (~read.skipped.flatten()).nonzero().flatten().to(x.device)  # places of all places in a row
             code = self.sae.active(x[counted].to(device, torch.float32))
-            positions.append(first * T + counted[code.rows.to(x.device)].cpu())
+            positions.append(read.first * T + counted[code.rows.to(x.device)].cpu())
             latents.append(code.latents.cpu())
             values.append(code.values.cpu())
-            self.on_progress((first + len(ids)) * T, self.rows * T)
+            self.on_progress((read.first + len(read.ids)) * T, self.rows * T)
         dtype = np.uint32 if self.rows * T <= 2**32 else np.uint64
         return (
             torch.cat(positions).numpy().astype(dtype),
@@ -140,15 +141,9 @@ class Reading:
             torch.cat(values).numpy(),
         )
 
-    def counted(self, special: torch.Tensor) -> torch.Tensor:
-        """int64 [n]: places of the tokens that count, of all places of special [B, T] in a row"""
-        return (~special.flatten() if self.skip_special else torch.ones_like(special.flatten())).nonzero().flatten()
-
     def tokens(self) -> int:
         """How many count."""
-        if not self.skip_special:
-            return self.rows * self.shards.context_length
-        return int(self.shards.kept_per_sequence()[: self.rows].sum())
+        return int(self.shards.kept_per_sequence(self.skip_special)[: self.rows].sum())
 
 
 def write_directions(reading: Reading, folder: Path) -> None:

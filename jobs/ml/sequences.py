@@ -1,6 +1,7 @@
 """Token sequences in the order of the text, for passes that read each of them once."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,6 +9,18 @@ from torch import Tensor
 
 from jobs.ml.errors import WithHint
 from jobs.ml.tokens import TokenShards
+
+
+@dataclass(frozen=True)
+class Batch:
+    first: int  # number of the first sequence
+    ids: Tensor  # int64 [B, T]
+    skipped: Tensor  # bool [B, T]: in no figure
+    attention: Tensor | None  # int64 [B, T], 0 at padding; None where there is none
+
+    def to(self, device: torch.device | str) -> "Batch":
+        attention = None if self.attention is None else self.attention.to(device)
+        return Batch(self.first, self.ids.to(device), self.skipped.to(device), attention)
 
 
 def covering(shards: TokenShards, tokens: int) -> int:
@@ -19,13 +32,16 @@ def covering(shards: TokenShards, tokens: int) -> int:
         raise WithHint(
             f"the {shards.split} split has no sequences.", "Tokenize again with another share of held-out documents."
         )
-    return min(shards.n_sequences, max(1, -(-tokens // shards.context_length)))
+    return min(shards.n_sequences, max(1, -(-tokens * shards.n_sequences // shards.n_tokens)))
 
 
-def batches(shards: TokenShards, start: int, end: int, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(number of the first sequence, ids int64 [B, T], special bool [B, T]) for the sequences start .. end -
-    1
-    """
+def batches(shards: TokenShards, start: int, end: int, size: int, skip_special: bool = True) -> Iterator[Batch]:
+    """The sequences start .. end - 1"""
     for first in range(start, end, size):
-        ids, special = shards.rows(np.arange(first, min(end, first + size)))
-        yield first, torch.from_numpy(ids).long(), torch.from_numpy(special)
+        yield batch(shards, np.arange(first, min(end, first + size)), skip_special)
+
+
+def batch(shards: TokenShards, numbers: np.ndarray, skip_special: bool = True) -> Batch:
+    found = shards.read(numbers, skip_special)
+    attention = None if found.attention is None else torch.from_numpy(found.attention).long()
+    return Batch(int(numbers[0]), torch.from_numpy(found.ids).long(), torch.from_numpy(found.skipped), attention)

@@ -1,5 +1,6 @@
 """The sequences of token ids that a tokenization left on disk (see packing.py). Needs numpy only."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import numpy as np
 from jobs.ml import store
 
 SPLITS = ("train", "held_out")
-OPEN = 64  # shards: each holds two file descriptors
+OPEN = 128  # files mapped at once: each holds a descriptor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    ids: np.ndarray  # int32 [B, T]
+    skipped: np.ndarray  # bool [B, T]: in no figure
+    attention: np.ndarray | None  # bool [B, T]: tokens, not padding; None where there is no padding at all
 
 
 class TokenShards:
@@ -26,39 +34,77 @@ class TokenShards:
         self.context_length: int = manifest["plan"]["context_length"]
         self.add_bos: bool = manifest["plan"]["add_bos"]
         self.n_sequences: int = counts["sequences"]
-        self.n_tokens: int = counts["tokens"]
+        self.n_tokens: int = counts["tokens"]  # without padding
         self.n_special: int = counts["special_tokens"]
         self.shard_rows: int = manifest["shard_rows"]
-        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.masks: bool = manifest.get("masks", False)  # are there masked tokens, or padding?
+        self._shards: dict[tuple[int, str], np.ndarray] = {}
 
     def rows(self, indices: Any) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [B, T] and special bool [B, T] of the sequences with these numbers, in this order."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        ids = np.empty((len(wanted), self.context_length), dtype=np.int32)
-        special = np.empty((len(wanted), self.context_length), dtype=bool)
-        for shard in np.unique(wanted // self.shard_rows):
-            here = wanted // self.shard_rows == shard
-            rows = wanted[here] % self.shard_rows
-            all_ids, bits = self.shard(int(shard))
-            ids[here] = all_ids[rows]
-            special[here] = unpack(bits[rows], self.context_length)
-        return ids, special
+        """ids int32 [B, T] and special bool [B, T] of the sequences with these numbers, in this order.
 
-    def kept_per_sequence(self) -> np.ndarray:
-        """int64 [n_sequences]: tokens that are not special."""
+        Special are special tokens, padding and whatever else is not to be counted."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        return self.gather("ids", wanted).astype(np.int32), self.bits("special", wanted)
+
+    def lengths(self, indices: Any) -> np.ndarray:
+        """int64 [B]: tokens before the padding."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if not self.masks:
+            return np.full(len(wanted), self.context_length, dtype=np.int64)
+        return self.gather("lengths", wanted).astype(np.int64)
+
+    def read(self, indices: Any, skip_special: bool = True) -> Sequences:
+        """What a pass over these sequences needs. Padding and masked tokens are skipped even where special ones
+        are not."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        ids, special = self.rows(wanted)
+        skipped = special if skip_special else self.masked(wanted)
+        lengths = self.lengths(wanted)
+        padded = bool((lengths < self.context_length).any())
+        attention = np.arange(self.context_length) < lengths[:, None] if padded else None
+        return Sequences(ids, skipped, attention)
+
+    def masked(self, indices: np.ndarray) -> np.ndarray:
+        """bool [B, T]: padding, what a window repeats of the one before, and what other roles say."""
+        if not self.masks:
+            return np.zeros((len(indices), self.context_length), dtype=bool)
+        return self.bits("masked", indices)
+
+    def kept_per_sequence(self, skip_special: bool = True) -> np.ndarray:
+        """int64 [n_sequences]: tokens that are counted."""
+        if not skip_special and not self.masks:
+            return np.full(self.n_sequences, self.context_length, dtype=np.int64)
+        part = "special" if skip_special else "masked"
         counts = [np.empty(0, dtype=np.int64)]
         for shard in range(-(-self.n_sequences // self.shard_rows)):
-            bits = self.load(shard, "special")
+            bits = self.load(shard, part)
             counts.append(self.context_length - unpack(bits, self.context_length).sum(axis=1))
         return np.concatenate(counts)
 
-    def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids [rows, T] and packed special bits [rows, ceil(T / 8)], mapped from disk."""
-        if number not in self._shards:
+    def bits(self, part: str, indices: np.ndarray) -> np.ndarray:
+        return unpack(self.gather(part, indices), self.context_length)
+
+    def gather(self, part: str, wanted: np.ndarray) -> np.ndarray:
+        """The rows of this part with these numbers, in this order."""
+        numbers, rows = np.divmod(wanted, self.shard_rows)
+        shards = np.unique(numbers)
+        if len(shards) == 1:
+            return self.shard(int(shards[0]), part)[rows]
+        first = self.shard(0, part)
+        found = np.empty((len(wanted), *first.shape[1:]), dtype=first.dtype)
+        for number in shards:
+            here = numbers == number
+            found[here] = self.shard(int(number), part)[rows[here]]
+        return found
+
+    def shard(self, number: int, part: str) -> np.ndarray:
+        """Mapped from disk: ids [rows, T], packed bits [rows, ceil(T / 8)] or lengths [rows]."""
+        if (number, part) not in self._shards:
             if len(self._shards) >= OPEN:
                 del self._shards[next(iter(self._shards))]
-            self._shards[number] = self.load(number, "ids"), self.load(number, "special")
-        return self._shards[number]
+            self._shards[number, part] = self.load(number, part)
+        return self._shards[number, part]
 
     def load(self, number: int, part: str) -> np.ndarray:
         return np.load(self.folder / f"{self.split}-{number:05d}.{part}.npy", mmap_mode="r")

@@ -1,5 +1,6 @@
 """What the pages of all artifacts share: find within the team, list, make, delete."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -45,9 +46,12 @@ def creation(
     template: str,
     *,
     context: dict[str, Any] | None = None,
+    look: Callable[[ArtifactForm], dict[str, Any]] | None = None,
     **kwargs: Any,
 ) -> HttpResponse:
-    """Offer the form, keep what was typed when it is wrong, launch once however often it is sent."""
+    """Offer the form, keep what was typed when it is wrong, launch once however often it is sent.
+
+    look: what “Preview” shows of a filled form, which starts nothing."""
     data = request.POST if request.method == "POST" else None
     user: Any = request.user
     if user.team is None:
@@ -58,6 +62,8 @@ def creation(
     form = form_class(data, team=user.team, owner=user, initial=initial, **kwargs)
     template_form = TemplateForm(data if keeping(request) else None, form=form)
     context = {"templates": templates, "chosen_template": chosen, "template_form": template_form, **(context or {})}
+    if look and "preview" in request.POST:
+        return render(request, template, {"form": form, **context, **look(form)})
     if keeping(request):
         if row := template_form.keep():
             messages.success(request, f"Saved template “{row.name}”. Nothing was started.")
