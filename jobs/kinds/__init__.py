@@ -11,6 +11,7 @@ KINDS: dict[str, str] = {
     "add_model": "jobs.kinds.add_model",
     "add_dataset": "jobs.kinds.add_dataset",
     "tokenize": "jobs.kinds.tokenize",
+    "cache_activations": "jobs.kinds.cache_activations",
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",
     "sleepy": "jobs.kinds.sleepy",

@@ -1,7 +1,8 @@
 """A training from files to files: the run that a job drives, and what it leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from jobs.ml import store
 from jobs.ml.activations import ActivationStream
+from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.config import TrainConfig
 from jobs.ml.determinism import set_up
 from jobs.ml.evaluate import evaluate
@@ -28,20 +30,22 @@ def begin(
     model_batch: int,
     skip_special: bool,
     dtype: str,
+    caches: Sequence[str] = (),
+    cache_weights: Sequence[float] = (),
 ) -> Trainer:
-    """A trainer before its first step, on the first GPU where there is one."""
+    """A trainer before its first step, on the first GPU where there is one. It reads the caches where some are given,
+    else runs the model."""
     device = set_up(config.seed)
-    stream = ActivationStream(
-        load_model(model_folder, device, dtype),
-        site,
-        TokenShards(tokens_folder, "train"),
-        batch_tokens=config.batch_tokens,
-        buffer_tokens=buffer_tokens,
-        seed=config.seed,
-        skip_special=skip_special,
-        model_batch=model_batch,
-        device=device,
-    )
+    shards, load = TokenShards(tokens_folder, "train"), partial(load_model, model_folder, device, dtype)
+    reading: dict[str, Any] = {
+        "batch_tokens": config.batch_tokens,
+        "seed": config.seed,
+        "model_batch": model_batch,
+        "device": device,
+    }
+    if caches:
+        return Trainer(config, CachedActivations(caches, site, shards, load, weights=cache_weights, **reading), device)
+    stream = ActivationStream(load(), site, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, **reading)
     return Trainer(config, stream, device)
 
 
@@ -86,12 +90,13 @@ def finish(
         input_scale=trainer.scale,  # folded in already: kept so that the run can be retraced
         threads=torch.get_num_threads(),
         tokenization=store.fingerprint(store.read_manifest(stream.shards.folder)),
+        activations=stream.identity(),
         result=result,
     )
     return result
 
 
-def provenance(stream: ActivationStream) -> dict[str, Any]:
+def provenance(stream: ActivationStream | CachedActivations) -> dict[str, Any]:
     """How the tokens were read, in SAELens's words: a peer that reads them otherwise measures other figures."""
     return {
         "context_size": stream.shards.context_length,
