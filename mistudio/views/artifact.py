@@ -7,7 +7,7 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.forms import model_to_dict
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
@@ -51,7 +51,7 @@ def creation(
     user: Any = request.user
     if user.team is None:
         return redirect("home")  # which says so
-    form = form_class(data, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
+    form = form_class(data, team=user.team, owner=user, initial=said(request.GET), **kwargs)
     if data is not None:
         if before := form.already_sent():
             return redirect(before)
@@ -59,6 +59,11 @@ def creation(
             return redirect(made)
     status = 422 if form.is_bound else 200
     return render(request, template, {"form": form, **(context or {})}, status=status)
+
+
+def said(query: QueryDict) -> dict[str, str]:
+    """What an address says of each field; several values of one are a list with commas."""
+    return {name: ",".join(values) for name, values in query.lists()}
 
 
 def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpResponse:
@@ -76,8 +81,9 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
 def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
     """Address of the form, filled in with what this was made from."""
     chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
-    said = {name: value for name, value in chosen.items() if value not in (None, "")}
-    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(said)}"
+    filled = {name: value for name, value in chosen.items() if value not in (None, "")}
+    words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}
+    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(words)}"
 
 
 def topics(artifact: Artifact) -> list[str]:
