@@ -1,18 +1,18 @@
 """How fast an activation cache is read, shuffled, on one core: python -m bench.cache --help
 
 Beside it, in the same run: the same bytes copied in order from the same mapped files, and the bytes looked up in a
-random order row by row. Rates are of bytes on disk, best of `--rounds`, from the page cache.
+random order row by row. Figures are GB/s of bytes on disk, from the page cache, by wall time and by processor time of
+one thread, each the best of `--rounds`: the machine may be busy.
 """
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.engine import best
 from jobs.ml import store
 from jobs.ml.activation_cache import encode
 from jobs.ml.cache_layout import SHARD_BYTES, SHARD_TOKENS, STORED, shard_file, site_file, token_bytes
@@ -36,18 +36,6 @@ def write(folder: Path, stored: str, width: int, size: int) -> int:
     return sum(counts)
 
 
-def rate(size: int, work: Callable[[], object], rounds: int) -> float:
-    """GB/s"""
-    best = min(timed(work) for _ in range(rounds))
-    return size / best / 1e9
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def bench(options: argparse.Namespace, folder: Path, stored: str, width: int) -> None:
     tokens = write(folder, stored, width, options.megabytes * 10**6)
     size = tokens * token_bytes(width, stored)
@@ -57,10 +45,11 @@ def bench(options: argparse.Namespace, folder: Path, stored: str, width: int) ->
     room = torch.empty_like(shards[0])
     places = torch.from_numpy(np.random.default_rng(0).permutation(len(shards[0])))
 
-    def shuffled(epoch: int = 0) -> None:
+    batch = torch.empty(options.batch_tokens, width)
+
+    def shuffled() -> None:
         for step in range(steps):
-            for _ in reader.read(step):
-                pass
+            reader.read(step, batch)
 
     def copied() -> None:
         for shard in shards:
@@ -72,12 +61,13 @@ def bench(options: argparse.Namespace, folder: Path, stored: str, width: int) ->
                 shard.index_select(0, part).float()
 
     shuffled()  # into the page cache
-    read, copy, rows = (rate(size, work, options.rounds) for work in (shuffled, copied, looked_up))
-    print(
-        f"{stored:9s} {width:5d} wide  {size / 1e6:6.0f} MB  shuffled to float32 {read:5.2f} GB/s "
-        f"{1e9 * read / token_bytes(width, stored):12,.0f} tokens/s   copied in order {copy:5.2f} GB/s "
-        f"({read / copy:4.0%})   rows at random {rows:5.2f} GB/s"
-    )
+    clocks = {
+        "shuffled to float32": best(shuffled, options.rounds),
+        "copied in order": best(copied, options.rounds),
+        "rows looked up at random": best(looked_up, options.rounds),
+    }
+    for name, (wall, cpu) in clocks.items():
+        print(f"{stored:9s} {width:5d} wide  {name:25s} {size / wall / 1e9:6.2f} {size / cpu / 1e9:6.2f}")
 
 
 def main() -> None:

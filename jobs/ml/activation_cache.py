@@ -277,7 +277,8 @@ def encode(x: Tensor, stored: str) -> dict[str, Tensor]:
     return {"activations": (x / scale.clamp_min(1e-30)[:, None]).round().to(torch.int8), "scale": scale}
 
 
-def decode(activations: Tensor, scale: Tensor | None = None) -> Tensor:
+def decode(activations: Tensor, scale: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """float32 [n, D]"""
-    x = activations.float()
-    return x if scale is None else x * scale[:, None]
+    x = torch.empty(activations.shape, device=activations.device) if out is None else out
+    x.copy_(activations)
+    return x if scale is None else x.mul_(scale[:, None])

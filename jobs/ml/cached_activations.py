@@ -1,8 +1,9 @@
 """Activations read from caches, shuffled, in the place of an ActivationStream: any step can be read directly.
 
-The order of a cache: its shards are permuted by (seed, epoch); a window of about `WINDOW_BYTES` of them is cut to
-batches by a permutation of its tokens, by (seed, epoch, window). A batch is a set: within it tokens stand as they do on
-the disk, so that reading walks forward. Files are mapped, and the kernel is asked for the next window in time.
+The order of a cache: its shards are permuted by (seed, epoch); a window of some of them, of `WINDOW_BYTES` at most, is
+cut to batches by a permutation of its tokens, by (seed, epoch, window). A batch is a set: within it tokens stand as
+they do on the disk, so that reading walks forward. Files are mapped, and the kernel is asked for the next window in
+time.
 """
 
 import os
@@ -25,7 +26,7 @@ from jobs.ml.errors import WithHint
 from jobs.ml.sites import Site
 from jobs.ml.tokens import TokenShards
 
-WINDOW_BYTES = 2**30
+WINDOW_BYTES, WINDOW_SHARDS = 2**30, 16
 SAMPLE_TOKENS = 2**16
 ASKED_BYTES = 2**17  # the kernel reads no more ahead for one call
 
@@ -53,14 +54,14 @@ class CacheReader:
         self.tokens = np.array(self.manifest["shards"], dtype=np.int64)
         self.tokens_per_epoch = int(self.tokens.sum())
         size = token_bytes(self.site.width, self.manifest["plan"]["stored"]) * int(self.tokens.max())
-        self.window_shards = max(1, WINDOW_BYTES // size)
+        self.window_shards = max(1, min(WINDOW_SHARDS, WINDOW_BYTES // size))
         self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, self.tokens, self.tokens)
         self._window: tuple[int, int] | None = None
         self._order = self._shards = self.tokens
         self._open: dict[int, dict[str, Tensor]] = {}
 
-    def read(self, step: int) -> Iterator[Tensor]:
-        """The batch in parts, float32 [n, D], one for each window that it is in."""
+    def read(self, step: int, out: Tensor) -> None:
+        """The batch into `out`, float32 [batch_tokens, D]."""
         start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
         while start < end:
             epoch, offset = divmod(start, self.tokens_per_epoch)
@@ -69,8 +70,9 @@ class CacheReader:
             first = int(ends[window - 1]) if window else 0
             stop = min(offset + end - start, int(ends[window]))
             self.open(epoch, window)
-            yield self.gather(self._order[offset - first : stop - first])
-            start += stop - offset
+            done, n = self.batch_tokens - (end - start), stop - offset
+            self.gather(self._order[offset - first : stop - first], out[done : done + n])
+            start += n
 
     def windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of shards, and the tokens up to the end of each of its windows."""
@@ -91,16 +93,16 @@ class CacheReader:
         self._order = generator(self.seed, epoch, window).permutation(int(self.tokens[self._shards].sum()))
         self._window = epoch, window
 
-    def gather(self, places: np.ndarray) -> Tensor:
-        """float32 [n, D] of tokens by their place in the open window, in the order of the disk"""
+    def gather(self, places: np.ndarray, out: Tensor) -> Tensor:
+        """Tokens by their place in the open window into `out`, float32 [n, D], in the order of the disk."""
         places = np.sort(places)
         ends = self.tokens[self._shards].cumsum()
         cuts = np.searchsorted(places, ends).tolist()
-        parts = []
         for shard, begin, cut, start in zip(self._shards.tolist(), [0, *cuts], cuts, [0, *ends.tolist()], strict=False):
             rows = torch.from_numpy(places[begin:cut] - start)
-            parts.append({name: tensor.index_select(0, rows) for name, tensor in self._open[shard].items()})
-        return decode(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+            taken = {name: tensor.index_select(0, rows) for name, tensor in self._open[shard].items()}
+            decode(**taken, out=out[begin:cut])
+        return out
 
     def path(self, shard: int) -> Path:
         return self.folder / site_file(self.number, self.site.name, shard)
@@ -141,7 +143,8 @@ class CachedActivations:
         self.skip_special: bool = first.manifest["plan"]["skip_special"]
         self.tokens_per_epoch = sum(reader.tokens_per_epoch for reader in self.readers)
         self._step: int | None = None
-        self._batch = torch.empty(0)
+        self._room = torch.empty(batch_tokens, first.site.width)
+        self._batch = self._room
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -161,7 +164,7 @@ class CachedActivations:
         return {"caches": caches, "site": self.site.name}
 
     def batch(self, step: int) -> Tensor:
-        """Activations [batch_tokens, width], float32."""
+        """Activations [batch_tokens, width], float32; on a CPU they last until the next batch is prepared."""
         for _ in self.prepare(step):
             pass
         return self._batch
@@ -170,17 +173,22 @@ class CachedActivations:
         """Reads what batch(step) needs; stops for the caller to listen after each cache."""
         if self._step == step:
             return
-        parts = []
+        self._step, done = None, 0
         for reader in self.readers:
-            parts += [part.to(self.device) for part in reader.read(step)]
+            reader.read(step, self._room[done : done + reader.batch_tokens])
+            done += reader.batch_tokens
             yield
-        self._batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._batch = self._room.to(self.device)
         self._step = step
 
     def sample(self) -> Tensor:
         """Up to SAMPLE_TOKENS of the open windows [tokens, width], without using them up."""
         share = SAMPLE_TOKENS / self.batch_tokens
-        taken = [reader.gather(reader._order[: max(1, round(share * reader.batch_tokens))]) for reader in self.readers]
+        places = [reader._order[: max(1, round(share * reader.batch_tokens))] for reader in self.readers]
+        taken = [
+            reader.gather(wanted, torch.empty(len(wanted), self.site.width))
+            for reader, wanted in zip(self.readers, places, strict=True)
+        ]
         return torch.cat(taken).to(self.device)
 
 

@@ -63,7 +63,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("change", "field"),
     [
         ({"sites": []}, "sites"), ({"sites": [SITE, SITE]}, "sites"), ({"tokens": 0}, "tokens"),
-        ({"model_batch": 0}, "model_batch"), ({"stored": "float8"}, "stored"), ({"tokens_folder": "here"}, "tokens_folder"),
+        ({"model_batch": 0}, "model_batch"), ({"stored": "float8"}, "stored"),
+        ({"tokens_folder": "here"}, "tokens_folder"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_cache_are_refused(home, tmp_path, change, field) -> None:
