@@ -9,7 +9,7 @@ from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
-from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
+from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
 from mistudio.models.artifact import artifact_of, free_name
 from mistudio.vocabulary import read_vocabulary
 
@@ -78,12 +78,22 @@ def tokenization(job: Job, result: dict[str, Any]) -> None:
     )
 
 
+def activation_cache(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, ActivationCache):
+        return
+    speed = result.get("tokens_per_second") or row.tokens_per_second
+    row.mark_ready(result=result, n_stored=result["tokens"], tokens_per_second=speed)
+
+
 def training(job: Job, result: dict[str, Any]) -> None:
     """A training that ended, early or not, leaves one SAE."""
     row = artifact_of(job.subject)
     if not isinstance(row, Training):
         return
     row.mark_ready(result=result)
+    if row.activation_cache:
+        row.activation_cache.touch()
     sae, _ = Sae.objects.get_or_create(
         training=row,
         defaults={

@@ -3,6 +3,7 @@ from django.urls import include, path
 
 from mistudio.views import (
     account,
+    activation_cache,
     dataset,
     feature,
     home,
@@ -40,6 +41,13 @@ urlpatterns = [
     path("tokenizations/new/", tokenization.tokenization_new, name="tokenization_new"),
     path("tokenizations/<int:pk>/", tokenization.tokenization, name="tokenization"),
     path("tokenizations/<int:pk>/delete/", tokenization.tokenization_delete, name="tokenization_delete"),
+    path("caches/", activation_cache.activationcaches, name="activationcaches"),
+    path("caches/new/", activation_cache.activationcache_new, name="activationcache_new"),
+    path("caches/estimate/", activation_cache.estimate, name="estimate_activation_cache"),
+    path("caches/<int:pk>/", activation_cache.activationcache, name="activationcache"),
+    path("caches/<int:pk>/make/", activation_cache.activationcache_make, name="activationcache_make"),
+    path("caches/<int:pk>/evict/", activation_cache.activationcache_evict, name="activationcache_evict"),
+    path("caches/<int:pk>/delete/", activation_cache.activationcache_delete, name="activationcache_delete"),
     path("trainings/", training.trainings, name="trainings"),
     path("trainings/new/", training.training_new, name="training_new"),
     path("trainings/<int:pk>/", training.training, name="training"),

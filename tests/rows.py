@@ -4,13 +4,30 @@ from typing import Any
 
 from django.utils import timezone
 
-from mistudio.models import Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
+from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
 
 SITES = [
     {"name": f"blocks.{n}.{hook}", "width": 16}
     for n in range(2)
     for hook in ("hook_resid_pre", "hook_z", "hook_resid_post")
 ]
+
+QUANTILES = {"p1": 2.0, "p5": 2.5, "p25": 3.0, "p50": 4.0, "p75": 5.0, "p95": 6.0, "p99": 7.0}
+STATISTICS = {
+    "tokens": 9_700,
+    "width": 16,
+    "norm": {"mean": 4.0, "std": 1.0, "min": 1.0, "max": 90.0, **QUANTILES},
+    "histogram": {"counts": [9_000, 600, 100], "edges": [0.0, 0.7, 1.4, 2.1]},
+    "mean_norm": 2.0,
+    "variance": 13.0,
+    "std": {"min": 0.5, "median": 0.9, "max": 2.0},
+    "dimensions": [{"index": 3, "mean": 1.5, "std": 0.5}],
+    "zeros": 0.0,
+    "near_zeros": 0.01,
+    "sinks": 3,
+    "error": 1e-6,
+    "outliers": [{"norm": 90.0, "position": 33}, {"norm": 80.0, "position": 1}],
+}
 
 
 def language_model(team: Team, name: str = "tiny", **fields: Any) -> LanguageModel:
@@ -53,6 +70,23 @@ def tokenization(team: Team, name: str = "tokens", **fields: Any) -> Tokenizatio
         "language_model": fields.pop("language_model", None) or language_model(team, f"{name}-model"),
     }
     return Tokenization.objects.create(team=team, name=name, **parts, **{**known, **fields})
+
+
+def activation_cache(team: Team, name: str = "cache", **fields: Any) -> ActivationCache:
+    tokens = fields.pop("tokenization", None) or tokenization(team, f"{name}-tokens")
+    known = {
+        "sites": ["blocks.1.hook_resid_pre"],
+        "n_tokens": 10_000,
+        "n_stored": 9_700,
+        "size_bytes": 310_400,
+        "tokens_per_second": 5000.0,
+        "result": {"shards": 1, "sequences": 313, "statistics": {"blocks.1.hook_resid_pre": STATISTICS}},
+        "ready_at": timezone.now(),
+        "used_at": timezone.now(),
+    }
+    return ActivationCache.objects.create(
+        team=team, name=name, tokenization=tokens, language_model=tokens.language_model, **{**known, **fields}
+    )
 
 
 def training(team: Team, name: str = "run", **fields: Any) -> Training:

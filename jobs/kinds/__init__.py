@@ -12,6 +12,7 @@ KINDS: dict[str, str] = {
     "add_dataset": "jobs.kinds.add_dataset",
     "mix_datasets": "jobs.kinds.mix_datasets",
     "tokenize": "jobs.kinds.tokenize",
+    "cache_activations": "jobs.kinds.cache_activations",
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",
     "sleepy": "jobs.kinds.sleepy",

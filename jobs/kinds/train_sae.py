@@ -49,6 +49,8 @@ class Params:
     checkpoint_seconds: float = 60.0
     model_name: str = ""
     dataset_name: str = ""
+    caches: tuple[str, ...] = ()  # folders of activation caches to read in the place of running the model
+    cache_weights: tuple[float, ...] = ()  # shares of each batch; empty: by number of tokens
 
     def __post_init__(self) -> None:
         try:
@@ -63,6 +65,10 @@ class Params:
         for field in ("model_folder", "tokens_folder", "folder", "sae_folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
+        if not all(Path(folder).is_absolute() for folder in self.caches):
+            raise InvalidInput("caches must be absolute paths.", field="caches")
+        if self.cache_weights and len(self.cache_weights) != len(self.caches):
+            raise InvalidInput("Give one weight for each cache, or none.", field="cache_weights")
 
     def config(self) -> TrainConfig:
         """Raises BadConfig."""
@@ -92,10 +98,12 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     if (before := read(params, RESULT)).get("params") == told:
         return before["result"]
     ctx.stage("load")
-    own = ("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype")
+    own = (
+        *("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype"),
+        *("caches", "cache_weights"),
+    )
     trainer = training.begin(params.config(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
-    stream = trainer.stream
-    ctx.log(f"forward passes of {stream.model_batch} sequences in {stream.model.dtype}")
+    ctx.log(training.source_of(trainer.stream))
     ctx.check()
     if checkpoint.resume(trainer, folder / "checkpoints"):
         ctx.log(f"goes on from step {trainer.step} of {trainer.config.steps}")

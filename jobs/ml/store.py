@@ -90,20 +90,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def fingerprint(value: Any) -> str:
     """The same for equal JSON values: says whether half-finished work belongs to these parameters."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_manifest(folder: Path, names: Iterable[str], **fields: Any) -> dict[str, Any]:
+def write_manifest(folder: Path, names: Iterable[str] | Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """`folder`/manifest.json: the fields, the versions that made it, and size and sha256 of the named files
-    beside it.
+    beside it. A mapping has them already: large files are not read again.
     """
-    paths = [folder / name for name in sorted(names)]
+    known = names if isinstance(names, Mapping) else {}
     manifest = {
         **fields,
         "versions": {package: installed(package) for package in VERSIONED},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths},
+        "files": {name: known.get(name) or described(folder / name) for name in sorted(names)},
     }
     write_json(folder / "manifest.json", manifest)
     return manifest

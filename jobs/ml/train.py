@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jobs.ml.activations import ActivationStream
+from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.config import TrainConfig
 from jobs.ml.errors import WithHint
 from jobs.ml.sae import TINY, Fit, Sae, build, geometric_median, input_scale, revive
@@ -36,7 +37,7 @@ class Trainer:
     save.
     """
 
-    def __init__(self, config: TrainConfig, stream: ActivationStream, device: str = "cpu") -> None:
+    def __init__(self, config: TrainConfig, stream: ActivationStream | CachedActivations, device: str = "cpu") -> None:
         """Raises BadConfig, ValueError."""
         self.config, self.stream, self.device = config, stream, device
         self.sae: Sae = build(config.architecture, stream.site.width, config.width, config.k).to(device)

@@ -1,7 +1,8 @@
 """A training from files to files: the run that a job drives, and what it leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from jobs.ml import store
 from jobs.ml.activations import ActivationStream
+from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.calibration import load_calibrated
 from jobs.ml.config import TrainConfig
 from jobs.ml.determinism import set_up
@@ -16,6 +18,15 @@ from jobs.ml.evaluate import evaluate
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Trainer
+
+EVALUATED_ROWS = 8  # sequences per forward pass where the model is run to evaluate alone
+
+
+def source_of(stream: ActivationStream | CachedActivations) -> str:
+    """Where the activations come from, in words."""
+    if isinstance(stream, CachedActivations):
+        return f"activations are read from {', '.join(str(reader.folder) for reader in stream.readers)}"
+    return f"forward passes of {stream.model_batch} sequences in {stream.model.dtype}"
 
 
 def begin(
@@ -29,32 +40,34 @@ def begin(
     skip_special: bool,
     dtype: str,
     begun: Path,
+    caches: Sequence[str] = (),
+    cache_weights: Sequence[float] = (),
 ) -> Trainer:
-    """A trainer before its first step, on the first GPU where there is one.
+    """A trainer before its first step, on the first GPU where there is one. It reads the caches where some are given,
+    else runs the model.
 
     What is left open, dtype `auto` and model_batch None, is decided once: the file `begun` keeps it for later attempts,
     since both leave their mark in the last bits of the weights.
     """
     device = set_up(config.seed)
     shards = TokenShards(tokens_folder, "train")
+    place: dict[str, Any] = {"site": site, "context_length": shards.context_length, "device": device}
+    reading: dict[str, Any] = {"batch_tokens": config.batch_tokens, "seed": config.seed, "device": device}
+    if caches:
+        rows = model_batch or EVALUATED_ROWS
+        load = partial(load_calibrated, model_folder, **place, dtype=dtype, rows=rows)
+        source = CachedActivations(
+            caches, site, shards, lambda: load()[0], weights=cache_weights, model_batch=rows, **reading
+        )
+        return Trainer(config, source, device)
     earlier = store.read_json(begun) if begun.is_file() else {}
     if earlier.get("device") == device and dtype in ("auto", earlier["dtype"]):
         dtype, model_batch = earlier["dtype"], model_batch or earlier["model_batch"]
-    model, dtype, rows = load_calibrated(
-        model_folder, site=site, context_length=shards.context_length, device=device, dtype=dtype, rows=model_batch
-    )
+    model, dtype, rows = load_calibrated(model_folder, **place, dtype=dtype, rows=model_batch)
     if (now := {"device": device, "dtype": dtype, "model_batch": rows}) != earlier:
         store.write_json(begun, now)
     stream = ActivationStream(
-        model,
-        site,
-        shards,
-        batch_tokens=config.batch_tokens,
-        buffer_tokens=buffer_tokens,
-        seed=config.seed,
-        skip_special=skip_special,
-        model_batch=rows,
-        device=device,
+        model, site, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, model_batch=rows, **reading
     )
     return Trainer(config, stream, device)
 
@@ -102,12 +115,13 @@ def finish(
         input_scale=trainer.scale,  # folded in already: kept so that the run can be retraced
         threads=torch.get_num_threads(),
         tokenization=store.fingerprint(store.read_manifest(stream.shards.folder)),
+        activations=stream.identity(),
         result=result,
     )
     return result
 
 
-def provenance(stream: ActivationStream) -> dict[str, Any]:
+def provenance(stream: ActivationStream | CachedActivations) -> dict[str, Any]:
     """How the tokens were read, in SAELens's words: a peer that reads them otherwise measures other figures."""
     return {
         "context_size": stream.shards.context_length,

@@ -26,6 +26,8 @@ class ArtifactForm(forms.ModelForm):
             if isinstance(field, ModelChoiceField):
                 rows: Any = field.queryset
                 field.queryset = rows.model.objects.of_team(team).filter(ready_at__isnull=False)
+                if not field.required:
+                    continue  # what may stay open is not chosen for the reader
                 field.empty_label = None
                 first = field.queryset.first()
                 if first:

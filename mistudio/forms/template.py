@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.forms.models import ModelChoiceField
 
+from mistudio.forms.activation_cache import ActivationCacheForm
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.scan import ScanForm
 from mistudio.forms.tokenization import TokenizationForm
@@ -15,7 +16,12 @@ from mistudio.forms.training import TrainingForm
 from mistudio.models import Team, Template, User
 from mistudio.models.artifact import free_name
 
-FORMS: dict[str, type[ArtifactForm]] = {"tokenization": TokenizationForm, "training": TrainingForm, "scan": ScanForm}
+FORMS: dict[str, type[ArtifactForm]] = {
+    "tokenization": TokenizationForm,
+    "activationcache": ActivationCacheForm,
+    "training": TrainingForm,
+    "scan": ScanForm,
+}
 LARGEST = 2**18  # bytes of a file with templates
 MOST = 200  # templates in a file
 

@@ -3,7 +3,7 @@ from typing import Any
 from django import forms
 
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.models import Tokenization, Training
+from mistudio.models import ActivationCache, Tokenization, Training
 
 WIDEST = 2**20
 WIDTH, TOKENS = 2048, 1_000_000
@@ -25,6 +25,7 @@ class TrainingForm(ArtifactForm):
         fields = (
             "tokenization",
             "site",
+            "activation_cache",
             "architecture",
             "width",
             "k",
@@ -37,6 +38,7 @@ class TrainingForm(ArtifactForm):
             "name",
         )
         labels = {
+            "activation_cache": "Activations",
             "k": "k",
             "l1_coefficient": "L1 coefficient",
             "n_tokens": "Tokens to train on",
@@ -47,6 +49,7 @@ class TrainingForm(ArtifactForm):
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
             "site": "The tensor in the model's forward pass that the SAE learns to rebuild.",
+            "activation_cache": "Computed while it trains, or read from a cache that holds the site.",
             "width": "Number of latents. 8 to 32 times the width of the site is usual.",
             "k": "Latents that may be active on a token. TopK only. Empty: 32.",
             "l1_coefficient": "Weight of the sparsity penalty. ReLU + L1 only. Empty: 5.",
@@ -68,6 +71,17 @@ class TrainingForm(ArtifactForm):
         self.chosen = self._chosen_tokenization()
         if self.chosen:
             self._offer_sites(self.chosen)
+        self._offer_caches()
+
+    def _offer_caches(self) -> None:
+        """Those of the chosen text. One that does not fit can still be named, and is refused with the reason."""
+        field: Any = self.fields["activation_cache"]
+        field.queryset = ActivationCache.objects.of_team(self.team).select_related("tokenization")
+        fitting = field.queryset.filter(
+            tokenization=self.chosen, ready_at__isnull=False, split=ActivationCache.Split.TRAIN
+        )
+        caches = [(cache.pk, f"from {cache.name}: {', '.join(cache.sites)}") for cache in fitting]
+        field.choices = [("", "computed while it trains"), *caches]
 
     def _chosen_tokenization(self) -> Tokenization | None:
         field: Any = self.fields["tokenization"]
@@ -126,6 +140,9 @@ class TrainingForm(ArtifactForm):
         if tokenization := data.get("tokenization"):
             self.instance.language_model = tokenization.language_model
             self._check_site(tokenization.language_model, data.get("site"))
+            cache = data.get("activation_cache")
+            if cache and "site" not in self.errors and (why := cache.unfit(tokenization, data["site"])):
+                self.add_error("activation_cache", why)
         self._settle_sparsity(data)
         return data
 

@@ -1,3 +1,4 @@
+from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.dataset import Dataset, DatasetPart
 from mistudio.models.feature import Feature
@@ -10,10 +11,11 @@ from mistudio.models.template import Template
 from mistudio.models.tokenization import Tokenization
 from mistudio.models.training import Training
 
-ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, Training, Sae, Scan)
+ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan)
 
 __all__ = [
     "ARTIFACTS",
+    "ActivationCache",
     "Artifact",
     "Dataset",
     "DatasetPart",

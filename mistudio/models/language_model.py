@@ -30,7 +30,10 @@ class LanguageModel(Artifact):
     licence = models.CharField(max_length=120, blank=True, editable=False)
 
     def site_width(self, site: str) -> int | None:
-        return next((entry["width"] for entry in self.sites if entry["name"] == site), None)
+        """None where it is seen only when the model runs: of a module that is named by its path."""
+        widths: dict[str, int] = {entry["name"]: entry["width"] for entry in self.sites}
+        whole, _ = head_of(site) or ("", 0)
+        return widths[whole] // self.n_heads if whole in widths and self.n_heads else widths.get(site)
 
     def why_no_site(self, name: str) -> str:
         """What is wrong with the name of a site. "" for those listed, their heads, and for any module: whether there

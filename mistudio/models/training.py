@@ -3,6 +3,8 @@ from typing import Any
 
 from django.db import models
 
+from jobs.models import Job
+from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import LanguageModel
 from mistudio.models.tokenization import Tokenization
@@ -27,6 +29,9 @@ class Training(Artifact):
 
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
+    activation_cache = models.ForeignKey(
+        ActivationCache, on_delete=models.PROTECT, null=True, blank=True, related_name="trainings"
+    )  # none: activations are computed while it trains
     site = models.CharField(max_length=120)
     architecture = models.CharField(max_length=20, choices=Architecture.choices, default=Architecture.TOPK)
     width = models.PositiveIntegerField()
@@ -62,7 +67,13 @@ class Training(Artifact):
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.source,
+            "caches": [str(self.activation_cache.folder)] if self.activation_cache else [],
         }
+
+    def start(self) -> Job:
+        if self.activation_cache:
+            self.activation_cache.touch()
+        return super().start()
 
     @property
     def result_folder(self) -> Path:
@@ -71,6 +82,7 @@ class Training(Artifact):
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
         return [self.tokenization.name], {
             "site": self.site,
+            "activation-cache": self.activation_cache.name if self.activation_cache else "",
             "architecture": self.architecture,
             "width": self.width,
             "k": self.k,

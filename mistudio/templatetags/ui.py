@@ -67,6 +67,7 @@ STATES = {  # state → (tone, icon, word)
     "cancelled": ("idle", "x", "Cancelled"),
     "ready": ("ok", "ok", "Ready"),
     "not started": ("idle", "todo", "Not started"),
+    "evicted": ("idle", "x", "Evicted"),
     "stalled": ("warn", "warn", "Stalled"),
     "stopping": ("running", "stop", "Stopping"),
     "pausing": ("running", "pause", "Pausing"),

@@ -8,7 +8,7 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.forms import model_to_dict
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
@@ -58,7 +58,7 @@ def creation(
         return redirect("home")  # which says so
     templates = Template.objects.of_team(user.team).filter(noun=form_class._meta.model._meta.model_name)
     chosen = chosen_template(templates, request.GET.get("template", ""))
-    initial = {**(chosen.values if chosen else {}), **request.GET.dict()}
+    initial = {**(chosen.values if chosen else {}), **said(request.GET)}
     form = form_class(data, team=user.team, owner=user, initial=initial, **kwargs)
     template_form = TemplateForm(data if keeping(request) else None, form=form)
     context = {"templates": templates, "chosen_template": chosen, "template_form": template_form, **(context or {})}
@@ -85,6 +85,11 @@ def chosen_template(templates: QuerySet[Template], key: str) -> Template | None:
     return templates.filter(pk=int(key)).first() if key.isdecimal() else None
 
 
+def said(query: QueryDict) -> dict[str, str]:
+    """What an address says of each field; several values of one are a list with commas."""
+    return {name: ",".join(values) for name, values in query.lists()}
+
+
 def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpResponse:
     artifact = found(request, model, pk)
     name = artifact.name
@@ -100,8 +105,9 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
 def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
     """Address of the form, filled in with what this was made from."""
     chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
-    said = {name: value for name, value in chosen.items() if value not in (None, "") and value is not False}
-    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(said)}"
+    filled = {name: value for name, value in chosen.items() if value not in (None, "") and value is not False}
+    words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}
+    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(words)}"
 
 
 def topics(artifact: Artifact) -> list[str]:

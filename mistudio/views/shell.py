@@ -10,7 +10,7 @@ from django.views.decorators.http import require_POST
 from jobs.live import Topic, own_team
 from jobs.models import Job, State
 from jobs.queue import worker_alive
-from mistudio.models import Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
+from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
 
 THEMES = ("system", "light", "dark")
 
@@ -54,6 +54,7 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
                 item("Models", "languagemodels", "model", many(LanguageModel)),
                 item("Datasets", "datasets", "data", many(Dataset)),
                 item("Tokenizations", "tokenizations", "cache", many(Tokenization)),
+                item("Activation caches", "activationcaches", "columns", many(ActivationCache)),
                 item("Trainings", "trainings", "train", many(Training), pin=True),
                 item("Templates", "templates", "star", many(Template)),
             ],

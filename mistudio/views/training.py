@@ -31,7 +31,7 @@ def trainings(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def training(request: HttpRequest, pk: int) -> HttpResponse:
-    row = found(request, Training, pk, "language_model", "tokenization__dataset", "sae")
+    row = found(request, Training, pk, "language_model", "tokenization__dataset", "sae", "activation_cache")
     context = {**live_context(row), "users": row.users(), "topics": [f"trainings.{pk}", *topics(row)]}
     return render(request, "training/detail.html", context)
 

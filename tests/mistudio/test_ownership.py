@@ -20,10 +20,12 @@ def everything(alice):
     scan = rows.scan(team, sae=sae)
     job = Job.objects.create(team=team, owner=alice, kind="sleepy", queue="cpu", title="secret job")
     training = sae.training
+    cache = rows.activation_cache(team, "sae-run-cache", tokenization=training.tokenization)
     pks = {
         "languagemodel": sae.language_model.pk,
         "dataset": training.tokenization.dataset.pk,
         "tokenization": training.tokenization.pk,
+        "activationcache": cache.pk,
         "training": training.pk,
         "sae": sae.pk,
         "scan": scan.pk,
@@ -65,14 +67,24 @@ def test_a_stranger_finds_nothing_at_any_address_of_anothers_object(everything, 
 
 def test_a_stranger_sees_none_of_it_in_any_list(everything, charlie, client_of):
     client = client_of(charlie)
-    for name in ("home", "languagemodels", "datasets", "tokenizations", "trainings", "saes", "jobs", "templates"):
+    for name in (
+        "home",
+        "languagemodels",
+        "datasets",
+        "tokenizations",
+        "activationcaches",
+        "trainings",
+        "saes",
+        "jobs",
+        "templates",
+    ):
         text = client.get(reverse(name)).content.decode()
         assert "secret" not in text and "sae-run" not in text, name
 
 
 def test_a_teammate_sees_what_the_owner_sees(everything, bob, client_of):
     client = client_of(bob)
-    for noun in ("languagemodel", "dataset", "tokenization", "training", "sae", "scan", "job"):
+    for noun in ("languagemodel", "dataset", "tokenization", "activationcache", "training", "sae", "scan", "job"):
         assert client.get(reverse(noun, args=[everything[f"{noun}_pk"]])).status_code == 200, noun
 
 

@@ -12,7 +12,7 @@ from mistudio.models import Dataset, LanguageModel, Sae, Tokenization, Training
 from tests import rows
 
 pytestmark = pytest.mark.django_db
-LISTS = ("languagemodels", "datasets", "tokenizations", "trainings", "saes", "jobs")
+LISTS = ("languagemodels", "datasets", "tokenizations", "activationcaches", "trainings", "saes", "jobs")
 
 
 def queries(client, url):
@@ -36,7 +36,8 @@ def fill(team, n):
     for i in range(n):
         sae = rows.sae(team, f"sae-{n}-{i}", features=2)
         job = Job.objects.create(team=team, kind="sleepy", queue="cpu", title=f"job {n} {i}", state=State.FAILED)
-        for row in (sae, sae.training, sae.training.tokenization, sae.language_model):
+        cache = rows.activation_cache(team, f"cache-{n}-{i}", tokenization=sae.training.tokenization)
+        for row in (cache, sae, sae.training, sae.training.tokenization, sae.language_model):
             type(row).objects.filter(pk=row.pk).update(job=job)
 
 
@@ -104,6 +105,7 @@ def test_every_object_shows_the_command_that_reproduces_it(alice, client_of):
         run.tokenization,
         run.tokenization.dataset,
         run.language_model,
+        rows.activation_cache(alice.team, tokenization=run.tokenization),
         rows.scan(alice.team, sae=sae),
     ):
         text = client_of(alice).get(row.get_absolute_url()).content.decode()
@@ -204,11 +206,12 @@ def test_a_failed_job_of_something_deleted_needs_no_look(alice, client_of):
 
 def test_a_page_asks_as_much_with_many_around_its_object_as_with_few(alice, client_of):
     model, sae = rows.language_model(alice.team), rows.sae(alice.team)
+    cache = rows.activation_cache(alice.team, tokenization=sae.training.tokenization)
     client = client_of(alice)
     asked = []
     for around in (2, 8):
         for n in range(around):
             rows.tokenization(alice.team, f"tokens-{around}-{n}", language_model=model)
             rows.scan(alice.team, f"scan-{around}-{n}", sae=sae)
-        asked.append([queries(client, row.get_absolute_url()) for row in (model, sae, sae.training)])
+        asked.append([queries(client, row.get_absolute_url()) for row in (model, sae, sae.training, cache)])
     assert asked[0] == asked[1] and max(asked[0]) <= 30
