@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from mistudio.views import account, dataset, feature, home, language_model, sae, shell, tokenization, training
+from mistudio.views import account, dataset, feature, home, language_model, sae, shell, tokenization, training, upload
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -17,6 +17,9 @@ urlpatterns = [
     path("datasets/new/", dataset.dataset_new, name="dataset_new"),
     path("datasets/<int:pk>/", dataset.dataset, name="dataset"),
     path("datasets/<int:pk>/delete/", dataset.dataset_delete, name="dataset_delete"),
+    path("uploads/", upload.uploads, name="uploads"),
+    path("uploads/<int:pk>/", upload.upload, name="upload"),
+    path("uploads/<int:pk>/delete/", upload.upload_delete, name="upload_delete"),
     path("tokenizations/", tokenization.tokenizations, name="tokenizations"),
     path("tokenizations/new/", tokenization.tokenization_new, name="tokenization_new"),
     path("tokenizations/<int:pk>/", tokenization.tokenization, name="tokenization"),

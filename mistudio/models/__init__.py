@@ -7,6 +7,7 @@ from mistudio.models.scan import Scan
 from mistudio.models.team import Membership, Team, User
 from mistudio.models.tokenization import Tokenization
 from mistudio.models.training import Training
+from mistudio.models.upload import Upload
 
 ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, Training, Sae, Scan)
 
@@ -22,5 +23,6 @@ __all__ = [
     "Team",
     "Tokenization",
     "Training",
+    "Upload",
     "User",
 ]

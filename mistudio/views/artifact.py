@@ -51,7 +51,8 @@ def creation(
     user: Any = request.user
     if user.team is None:
         return redirect("home")  # which says so
-    form = form_class(data, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
+    files = request.FILES if data is not None else None
+    form = form_class(data, files, team=user.team, owner=user, initial=request.GET.dict(), **kwargs)
     if data is not None:
         if before := form.already_sent():
             return redirect(before)
@@ -73,9 +74,9 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
     return redirect(reverse(f"{model._meta.model_name}s"))
 
 
-def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
-    """Address of the form, filled in with what this was made from."""
-    chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
+def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:
+    """Address of the form, filled in with what this was made from, or with what to take instead."""
+    chosen = {**model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"]), **instead}
     said = {name: value for name, value in chosen.items() if value not in (None, "")}
     return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(said)}"
 

@@ -5,6 +5,7 @@ import pytest
 from django.urls import get_resolver, reverse
 
 from jobs.models import Job
+from mistudio.models import Upload
 from tests import rows
 
 pytestmark = pytest.mark.django_db
@@ -27,6 +28,7 @@ def everything(alice):
         "sae": sae.pk,
         "scan": scan.pk,
         "job": job.pk,
+        "upload": Upload.objects.create(team=team, owner=alice, name="secret.txt", size=9, received=5).pk,
     }
     return {"sae": sae, **{f"{noun}_pk": pk for noun, pk in pks.items()}}
 
@@ -54,7 +56,7 @@ def object_urls(everything):
 
 def test_a_stranger_finds_nothing_at_any_address_of_anothers_object(everything, charlie, client_of):
     client, urls = client_of(charlie), object_urls(everything)
-    assert len(urls) >= 18
+    assert len(urls) >= 20
     for url in urls.values():
         assert client.get(url).status_code in (404, 405), url
         assert client.post(url).status_code in (404, 405), url
