@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.ml.document_sample import sample
 from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
@@ -52,6 +53,7 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
         return
     statistics = result["statistics"]
     used_up(row)
+    sample(row.folder)
     row.mark_ready(
         text_column=result["text_column"],  # what was left open is settled now, so that it can be made again
         revision=result.get("commit") or row.revision,

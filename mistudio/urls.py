@@ -1,7 +1,19 @@
 from django.contrib import admin
 from django.urls import include, path
 
-from mistudio.views import account, dataset, feature, home, language_model, sae, shell, tokenization, training, upload
+from mistudio.views import (
+    account,
+    dataset,
+    document,
+    feature,
+    home,
+    language_model,
+    sae,
+    shell,
+    tokenization,
+    training,
+    upload,
+)
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -17,6 +29,9 @@ urlpatterns = [
     path("datasets/new/", dataset.dataset_new, name="dataset_new"),
     path("datasets/<int:pk>/", dataset.dataset, name="dataset"),
     path("datasets/<int:pk>/delete/", dataset.dataset_delete, name="dataset_delete"),
+    path("datasets/<int:pk>/documents/", document.documents, name="documents"),
+    path("datasets/<int:pk>/documents/<int:number>/", document.document, name="document"),
+    path("datasets/<int:pk>/documents/<int:number>/next/", document.document_next, name="document_next"),
     path("uploads/", upload.uploads, name="uploads"),
     path("uploads/<int:pk>/", upload.upload, name="upload"),
     path("uploads/<int:pk>/delete/", upload.upload_delete, name="upload_delete"),

@@ -22,18 +22,19 @@ export class Sha256 {
     return this;
   }
 
-  blocks(bytes, end) {
-    const w = new Int32Array(64), view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), s = this.state;
+  blocks(bytes, end) {                     // sums are cut to 32 bits at once, so that they never become floats
+    const w = new Int32Array(64), s = this.state;
     for (let at = 0; at < end; at += 64) {
-      for (let i = 0; i < 16; i++) w[i] = view.getInt32(at + 4 * i);
+      for (let i = 0, j = at; i < 16; i++, j += 4) w[i] = bytes[j] << 24 | bytes[j + 1] << 16 | bytes[j + 2] << 8 | bytes[j + 3];
       for (let i = 16; i < 64; i++) {
         const x = w[i - 15], y = w[i - 2];
-        w[i] = w[i - 16] + w[i - 7] + ((x >>> 7 | x << 25) ^ (x >>> 18 | x << 14) ^ x >>> 3)
-          + ((y >>> 17 | y << 15) ^ (y >>> 19 | y << 13) ^ y >>> 10);
+        const one = (x >>> 7 | x << 25) ^ (x >>> 18 | x << 14) ^ x >>> 3, two = (y >>> 17 | y << 15) ^ (y >>> 19 | y << 13) ^ y >>> 10;
+        w[i] = (w[i - 16] + w[i - 7] | 0) + (one + two | 0) | 0;
       }
-      let [a, b, c, d, e, f, g, h] = s;
+      let a = s[0], b = s[1], c = s[2], d = s[3], e = s[4], f = s[5], g = s[6], h = s[7];
       for (let i = 0; i < 64; i++) {
-        const one = h + ((e >>> 6 | e << 26) ^ (e >>> 11 | e << 21) ^ (e >>> 25 | e << 7)) + (e & f ^ ~e & g) + K[i] + w[i] | 0;
+        const mixed = (e >>> 6 | e << 26) ^ (e >>> 11 | e << 21) ^ (e >>> 25 | e << 7), chosen = e & f ^ ~e & g;
+        const one = (h + mixed | 0) + (chosen + (K[i] + w[i] | 0) | 0) | 0;
         const two = ((a >>> 2 | a << 30) ^ (a >>> 13 | a << 19) ^ (a >>> 22 | a << 10)) + (a & b ^ a & c ^ b & c) | 0;
         h = g; g = f; f = e; e = d + one | 0; d = c; c = b; b = a; a = one + two | 0;
       }

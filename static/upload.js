@@ -21,7 +21,7 @@ if (box) {
   }
 
   // ---- talking with the server: what fails on the way is tried again, what is refused is said
-  class Stopped extends Error {}
+  class Stopped extends Error { constructor(why, final) { super(why); this.final = final; } }   // final: the same again is of no use
   const sleep = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
   async function ask(item, method, url, body, headers = {}) {
@@ -49,7 +49,7 @@ if (box) {
     for (const [name, value] of Object.entries({ name: file.name, size: file.size, modified: file.lastModified })) body.append(name, value);
     body.append("head", file.slice(0, HEAD), "head");
     const reply = await ask(item, "POST", box.dataset.url, body);
-    if (reply.error) throw new Stopped(reply.error);
+    if (reply.error) throw new Stopped(reply.error, reply.status < 429);
     item.url = `${box.dataset.url}${item.id = reply.id}/`;
     item.received = reply.received;
     if (reply.received && await hashTo(item, reply.received) !== reply.sha256) {   // another file after all
@@ -67,7 +67,7 @@ if (box) {
       const at = item.received, end = Math.min(at + CHUNK, item.file.size);
       const reply = await ask(item, "PUT", item.url, item.file.slice(at, end),
         { "Content-Type": "application/octet-stream", "Upload-Offset": at, "Upload-Sha256": await hashTo(item, end) });
-      if (reply.error && reply.status !== 409 && (reply.status !== 422 || ++wrong > 3)) throw new Stopped(reply.error);
+      if (reply.error && reply.status !== 409 && (reply.status !== 422 || ++wrong > 3)) throw new Stopped(reply.error, reply.status === 415);
       if (reply.received !== undefined) item.received = reply.received;    // 409: another tab was faster
       if (item.received > at) wrong = 0;
       const rate = (item.received - first) / (Date.now() - since) * 1000, left = (item.file.size - item.received) / rate;
@@ -84,13 +84,13 @@ if (box) {
   const say = (text) => { $("[data-say]").textContent = text; };
   const on = (item, mark) => item.row.querySelectorAll(mark);
 
-  function show(item, text, error = "") {
+  function show(item, text, error = "", final = false) {
     on(item, "[data-about]")[0].textContent = `${size(item.file.size)} · ${text}`;
     on(item, "[data-bar]")[0].value = item.received / item.file.size || 0;
     const [alarm] = on(item, "[data-error]");
     alarm.hidden = !error;
     alarm.lastElementChild.textContent = error;
-    on(item, "[data-retry]")[0].hidden = !error;
+    on(item, "[data-retry]")[0].hidden = !error || final;
   }
 
   async function pump() {                    // one file after the other
@@ -109,8 +109,7 @@ if (box) {
         item.state = "stopped";
         const why = error instanceof Stopped ? error.message : error.name === "NotReadableError"
           ? "The file was changed or moved meanwhile: choose it again." : String(error);
-        show(item, `stopped at ${percent(item.received / item.file.size || 0)}`, why);
-        say(`${item.file.name} stopped. ${why}`);
+        show(item, item.received ? `stopped at ${percent(item.received / item.file.size)}` : "not sent", why, error.final);
         submits = false;
       }
     }

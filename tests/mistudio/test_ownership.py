@@ -41,6 +41,9 @@ def object_urls(everything):
         "feature": [sae.pk, 1],
         "feature_label": [sae.pk, 1],
         "scan_new": [sae.pk],
+        "documents": [everything["dataset_pk"]],
+        "document": [everything["dataset_pk"], 0],
+        "document_next": [everything["dataset_pk"], 0],
     }
     found = {}
     for name in get_resolver().reverse_dict:
@@ -56,7 +59,7 @@ def object_urls(everything):
 
 def test_a_stranger_finds_nothing_at_any_address_of_anothers_object(everything, charlie, client_of):
     client, urls = client_of(charlie), object_urls(everything)
-    assert len(urls) >= 20
+    assert len(urls) >= 23
     for url in urls.values():
         assert client.get(url).status_code in (404, 405), url
         assert client.post(url).status_code in (404, 405), url
