@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 from jobs.ml.errors import Unusable
-from jobs.ml.text_files import FORMATS, HEAD, MAGIC, PACKINGS, encoding_of, format_of
+from jobs.ml.text_files import FORMATS, HEAD, MAGIC, PACKINGS, encoding_of
 
 BINARY = {  # ending → how such a file may begin
     ".gz": (b"\x1f\x8b",),
@@ -14,20 +14,26 @@ BINARY = {  # ending → how such a file may begin
     ".zip": (b"PK\x03\x04", b"PK\x05\x06"),
     ".parquet": (b"PAR1",),
     ".arrow": (b"ARROW1", b"\xff\xff\xff\xff"),
+    ".feather": (b"ARROW1", b"FEA1"),
 }
 
 
-def endings() -> list[str]:
-    """Of the files that can be read, packed or not."""
-    return [*FORMATS, *PACKINGS]
+ENDINGS = (*FORMATS, *PACKINGS)  # of files that can be read
+
+
+def readable(name: str) -> bool:
+    """Does the name say what is in the file, be it packed or not?"""
+    path = Path(name.lower())
+    inner = path.with_suffix("") if path.suffix in PACKINGS else path
+    return inner.suffix in ENDINGS and inner.suffix not in PACKINGS
 
 
 def check_beginning(head: bytes, name: str) -> None:
     """Raises Unusable where the first bytes are not those of what the name says, or the name says nothing."""
     ending = Path(name).suffix.lower()
-    if not format_of(Path(name)):
+    if not readable(name):
         encoding_of(head[:HEAD], name)  # which may know what it is
-        raise Unusable(f"{name} could be anything.", f"Its name may end in {', '.join(endings())}.")
+        raise Unusable(f"{name} could be anything.", f"Its name may end in {', '.join(ENDINGS)}.")
     if ending not in BINARY:
         encoding_of(head[:HEAD], name)
     elif not head.startswith(BINARY[ending]):

@@ -5,7 +5,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +156,14 @@ def column(group: Group, name: str) -> Any:
 def matching(texts: Any, wanted: Wanted) -> list[int]:
     import pyarrow.compute as compute
 
-    lengths = compute.utf8_length(texts)
-    mask = compute.greater_equal(lengths, wanted.shortest or 0)
-    if wanted.longest is not None:
-        mask = compute.and_(mask, compute.less_equal(lengths, wanted.longest))
+    masks = []
     if wanted.text:
-        mask = compute.and_(mask, compute.match_substring(texts, wanted.text, ignore_case=True))
-    return compute.indices_nonzero(mask).to_pylist()
+        masks.append(compute.match_substring(texts, wanted.text, ignore_case=True))
+    if wanted.shortest is not None:
+        masks.append(compute.greater_equal(compute.utf8_length(texts), wanted.shortest))
+    if wanted.longest is not None:
+        masks.append(compute.less_equal(compute.utf8_length(texts), wanted.longest))
+    return compute.indices_nonzero(reduce(compute.and_, masks)).to_pylist()
 
 
 def row(number: int, text: str, wanted: Wanted | None = None) -> Row:

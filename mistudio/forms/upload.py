@@ -6,7 +6,7 @@ from django import forms
 from django.core.files.uploadedfile import UploadedFile
 from django.core.validators import MaxLengthValidator
 
-from jobs.ml.beginnings import endings
+from jobs.ml.beginnings import ENDINGS
 from mistudio.formats import binary
 from mistudio.forms.dataset import DatasetForm
 from mistudio.models import Dataset, Team, Upload, User
@@ -36,7 +36,7 @@ class UploadedDatasetForm(DatasetForm):
         self.too_large, self.chosen = too_large, list[Upload]()
         self.fields["source"].required = False
         self.fields["files"] = FilesField(label="Files of your own", required=False)
-        self.fields["files"].widget.attrs["accept"] = ",".join(endings())
+        self.fields["files"].widget.attrs["accept"] = ",".join(ENDINGS)
         self.mine = list(Upload.objects.of_team(team).filter(owner=owner).select_related("dataset"))
         self.fields["uploads"] = forms.MultipleChoiceField(
             choices=[(str(upload.pk), upload.name) for upload in self.mine if upload.whole],
