@@ -87,6 +87,7 @@ if (box) {
   function show(item, text, error = "", final = false) {
     on(item, "[data-about]")[0].textContent = `${size(item.file.size)} · ${text}`;
     on(item, "[data-bar]")[0].value = item.received / item.file.size || 0;
+    on(item, "[data-bar]")[0].hidden = final;
     const [alarm] = on(item, "[data-error]");
     alarm.hidden = !error;
     alarm.lastElementChild.textContent = error;

@@ -6,7 +6,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from mistudio.figures.axes import Axis, linear_axis
-from mistudio.figures.canvas import LEFT, Plot, empty_chart, joined, mark
+from mistudio.figures.canvas import LEFT, TOP, Plot, empty_chart, joined, mark
 from mistudio.formats import thousands
 
 WIDTH, HEIGHT = 360, 140
@@ -24,7 +24,10 @@ def length_histogram(
     ticks = tuple(float(power) for power in range(first, last + 1, every))
     plot = Plot(WIDTH, HEIGHT, Axis(first, last, ticks=ticks), linear_axis([max(4.0, *(n for *_, n in bins))], 0.0))
     axis = mark("line", "axis", x1=LEFT, x2=plot.right, y1=plot.bottom, y2=plot.bottom)
-    labels = [mark("text", "mid", thousands(2**power), x=plot.across(power), y=plot.bottom + 15) for power in ticks]
+    labels = [
+        mark("text", "end" if power == last else "mid", thousands(2**power), x=plot.across(power), y=plot.bottom + 15)
+        for power in ticks
+    ]
     grid = [part for tick in plot.y.ticks for part in plot.y_tick(tick)]
     unit = mark("text", "", "documents, by characters", x=LEFT, y=9)
     bars = [bar(plot, low, high, count, address(low, high), chosen == (low, high)) for low, high, count in bins]
@@ -50,5 +53,9 @@ def step(low: int) -> int:
 def bar(plot: Plot, low: int, high: int, count: int, address: str, chosen: bool) -> SafeString:
     said = f"{thousands(low)} to {thousands(high)} characters: {thousands(count)} documents"
     shape = plot.bar(step(low), step(low) + 1, count, "bar" if chosen else "bar one", said)
+    left, right = plot.across(step(low)), plot.across(step(low) + 1)
+    ground = mark(
+        "rect", "hit", x=left, y=TOP, width=right - left, height=plot.bottom - TOP
+    )  # low bars can be met, too
     current = format_html(' aria-current="true"') if chosen else ""
-    return format_html('<a href="{}" aria-label="{}"{}>{}</a>', address, said, current, shape)
+    return format_html('<a href="{}" aria-label="{}"{}>{}{}</a>', address, said, current, ground, shape)

@@ -86,31 +86,36 @@ class Upload(Owned):
         return min(self.touched_at + IDLE, self.created_at + TOTAL)
 
     @classmethod
-    def begin(cls, team: Team, owner: User, name: str, size: int, head: bytes, modified: int = 0) -> "Upload":
-        """A new file, of which nothing is here yet. Raises Refused."""
-        name = leaf(name)
+    def begin(cls, team: Team, owner: User, name: str, size: int, head: bytes, modified: int | None = None) -> "Upload":
+        """The upload that this person began of the same file, as far as its beginning and date tell; else, and without
+        a date, a new one of which nothing is here yet. Raises Refused."""
+        mark = {"name": leaf(name), "size": size, "head": hashlib.sha256(head).hexdigest(), "modified": modified or 0}
         try:
-            check_size(name, size)
-            check_beginning(head, name)
+            check_size(mark["name"], size)
+            check_beginning(head, mark["name"])
             with transaction.atomic():
-                Team.objects.select_for_update().get(pk=team.pk)  # two at once must not both take the last of a quota
-                check_room(team, owner, name, size)
-                mark = hashlib.sha256(head).hexdigest()
-                row = cls.objects.create(team=team, owner=owner, name=name, size=size, head=mark, modified=modified)
-                row.folder.mkdir(parents=True)
-                row.path.touch()
+                # Of two at once neither begins the same file again nor takes what the other leaves of a quota.
+                Team.objects.select_for_update().get(pk=team.pk)
+                begun = cls.begun(team, owner, mark) if modified is not None else None
+                return begun or cls.made(team, owner, mark)
         except Unusable as unusable:
             raise Refused(f"{unusable} {unusable.hint}".strip(), 415) from unusable
         except OSError as error:
             raise disk_says(error) from error
-        return row
 
     @classmethod
-    def resumed(cls, team: Team, owner: User, name: str, size: int, head: bytes, modified: int) -> "Upload | None":
-        """The upload that the same person began of the same file, as far as its beginning tells."""
-        mark = {"name": leaf(name), "size": size, "head": hashlib.sha256(head).hexdigest(), "modified": modified}
+    def begun(cls, team: Team, owner: User, mark: dict[str, Any]) -> "Upload | None":
         rows = cls.objects.of_team(team).filter(owner=owner, **mark)
         return next((row for row in rows if row.path.exists() and timezone.now() < row.kept_until), None)
+
+    @classmethod
+    def made(cls, team: Team, owner: User, mark: dict[str, Any]) -> "Upload":
+        check_room(team, owner, mark["name"], mark["size"])
+        row = cls.objects.create(team=team, owner=owner, **mark)
+        shutil.rmtree(row.folder, ignore_errors=True)  # a database that lost its last rows gives their numbers again
+        row.folder.mkdir(parents=True)
+        row.path.touch()
+        return row
 
     def append(self, offset: int, chunk: bytes, sha256: str = "") -> None:
         """Take the next bytes; `sha256` is that of the file from its start to their end. Raises Refused.

@@ -122,9 +122,10 @@ def histogram(dataset: Dataset, chosen: DocumentFilter) -> SafeString:
 def described(dataset: Dataset) -> dict[str, Any]:
     """The sample, with the names of its languages and their shares."""
     measured = sample(dataset.folder)
-    languages = measured["languages"].items()
-    rows = [(language_name(code), n, n / measured["documents"]) for code, n in languages]
-    return {**measured, "rows": rows[:8], "others": sum(n for _, n, _ in rows[8:])}
+    total = measured["documents"]
+    rows = [(language_name(code), n, n / total) for code, n in measured["languages"].items()]
+    others = sum(n for _, n, _ in rows[8:])
+    return {**measured, "rows": rows[:8], "others": others, "unsure_share": measured["unsure"] / total}
 
 
 def language_name(code: str) -> str:

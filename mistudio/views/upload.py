@@ -49,8 +49,7 @@ def uploads(request: HttpRequest) -> HttpResponse:
     size, modified = whole_number(request.POST.get("size")), whole_number(request.POST.get("modified"))
     if head is None or not name or size is None or modified is None or head.size != min(size, HEAD):
         raise Refused(f"An upload begins with name, size, modified and head, the first {HEAD:,} bytes.", 400)
-    file = {"name": name, "size": size, "head": head.read(), "modified": modified}
-    return said(Upload.resumed(user.team, user, **file) or Upload.begin(user.team, user, **file))
+    return said(Upload.begin(user.team, user, name, size, head.read(), modified))
 
 
 @require_http_methods(["GET", "PUT", "DELETE"])

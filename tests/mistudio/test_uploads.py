@@ -20,6 +20,7 @@ from mistudio.models import Dataset, Upload
 from mistudio.models import upload as uploads
 from mistudio.models.upload import CHUNK, HEAD, leaf, sweep
 from tests import rows
+from tests.conftest import manage
 from tests.main_path import work
 
 pytestmark = pytest.mark.django_db
@@ -123,6 +124,30 @@ def test_what_a_killed_server_wrote_but_did_not_count_is_written_over(client):
     assert client.get(f"/uploads/{pk}/").json()["received"] == CHUNK
     put(client, pk, data, CHUNK)
     assert Upload.objects.get().path.read_bytes() == data
+
+
+KILLED_BEFORE_IT_COUNTS = """
+import os
+from pathlib import Path
+from mistudio.models import Upload, upload
+upload.os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
+row = Upload.objects.get()
+row.append({offset}, Path({path!r}).read_bytes()[{offset}:])
+"""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_killed_in_the_middle_of_a_part_leaves_what_is_counted(alice, tmp_path):
+    data = jsonl(50, CHUNK + 1000)
+    (tmp_path / "data").write_bytes(data)
+    row = Upload.begin(alice.team, alice, "texts.jsonl", len(data), data[:HEAD])
+    row.append(0, data[:CHUNK])
+    code = KILLED_BEFORE_IT_COUNTS.format(offset=CHUNK, path=str(tmp_path / "data"))
+    assert manage("shell", "-v", "0", "-c", code).returncode == -9
+    row.refresh_from_db()
+    assert row.received == CHUNK and row.path.stat().st_size == len(data), "written, and not counted"
+    row.append(CHUNK, data[CHUNK:], sha256(data))
+    assert row.whole and row.path.read_bytes() == data
 
 
 def test_two_tabs_that_send_the_same_file_leave_one_whole_file(client, alice):
@@ -489,3 +514,20 @@ def test_parts_sent_by_many_at_once_make_one_file(alice, client_of):
     row.refresh_from_db()
     assert row.whole and row.sha256 == sha256(data) == sha256(row.path.read_bytes())
     assert UploadedDatasetForm(team=alice.team, owner=alice).unfinished() == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tabs_that_begin_the_same_file_at_once_get_the_same_upload(alice, client_of):
+    data, ready, got = jsonl(50), threading.Barrier(4), []
+
+    def tab(client):
+        ready.wait(20)
+        got.append(begin(client, data).json()["id"])
+        connection.close()
+
+    threads = [threading.Thread(target=tab, args=[client_of(alice)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(got) == 4 and len(set(got)) == 1
