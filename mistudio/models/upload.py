@@ -89,7 +89,12 @@ class Upload(Owned):
     def begin(cls, team: Team, owner: User, name: str, size: int, head: bytes, modified: int | None = None) -> "Upload":
         """The upload that this person began of the same file, as far as its beginning and date tell; else, and without
         a date, a new one of which nothing is here yet. Raises Refused."""
-        mark = {"name": leaf(name), "size": size, "head": hashlib.sha256(head).hexdigest(), "modified": modified or 0}
+        mark: dict[str, Any] = {
+            "name": leaf(name),
+            "size": size,
+            "head": hashlib.sha256(head).hexdigest(),
+            "modified": modified or 0,
+        }
         try:
             check_size(mark["name"], size)
             check_beginning(head, mark["name"])
