@@ -9,6 +9,7 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.db.models import Q
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from jobs import processes
 from jobs.endings import Ending, judge, settle
@@ -85,7 +86,9 @@ def resend() -> list[Job]:
 
 
 def forget() -> None:
-    """Events that every page has seen, and workers that ended without a word."""
+    """Events that every page has seen, workers that ended without a word, and what the domain sweeps away."""
     now = timezone.now()
     LiveEvent.objects.filter(at__lt=now - EVENTS_KEPT).delete()
     Worker.objects.filter(heartbeat_at__lt=now - EVENTS_KEPT).delete()
+    for path in settings.SWEEPS:
+        import_string(path)()

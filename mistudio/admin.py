@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
-from mistudio.models import ARTIFACTS, Artifact, Feature, HubToken, Membership, Team, Template, User
+from mistudio.models import ARTIFACTS, Artifact, Feature, HubToken, Membership, Team, Template, Upload, User
 from mistudio.models.artifact import InUse
 
 admin.site.site_header = "miStudio data"
@@ -135,6 +135,31 @@ class TemplateAdmin(admin.ModelAdmin):
     list_filter = ("noun", "team", "favourite")
     search_fields = ("name",)
     readonly_fields = ("noun", "values")
+
+
+@admin.register(Upload)
+class UploadAdmin(admin.ModelAdmin):
+    list_display = ("name", "team", "owner", "size", "received", "touched_at", "dataset")
+    list_select_related = ("team", "owner", "dataset")
+    list_filter = ("team", "touched_at")
+    search_fields = ("name", "sha256", "owner__username")
+    list_per_page = 50
+    actions = ("delete_with_file",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False  # the action below takes the file along
+
+    @admin.action(description="Delete with the file", permissions=["view"])
+    def delete_with_file(self, request: HttpRequest, rows: QuerySet) -> None:
+        for row in rows:
+            row.delete_with_file()
+        self.message_user(request, "Deleted, with their files.", messages.SUCCESS)
 
 
 class MembershipInline(admin.TabularInline):

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from jobs.ml.document_sample import sample
 from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
 from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
 from mistudio.models.artifact import artifact_of, free_name
+from mistudio.models.upload import used_up
 from mistudio.vocabulary import read_vocabulary
 
 BATCH = 2000
@@ -50,6 +52,8 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
     if not isinstance(row, Dataset):
         return
     statistics = result["statistics"]
+    used_up(row)
+    sample(row.folder)
     row.mark_ready(
         text_column=result["text_column"],  # what was left open is settled now, so that it can be made again
         revision=result.get("commit") or row.revision,

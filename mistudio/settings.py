@@ -100,6 +100,8 @@ CACHE_QUOTA_BYTES = 10**9 * env_int("MISTUDIO_CACHE_QUOTA_GB", 0, 0, 10**6)  # o
 STOP_GRACE_SECONDS = env_int("MISTUDIO_STOP_GRACE_SECONDS", 20, 1, 3600)
 DOWNLOAD_RATE = env_rate("MISTUDIO_DOWNLOAD_RATE")  # bytes/s from the hub; None: no limit
 REDIS_URL = os.environ.get("REDIS_URL", "")
+UPLOAD_LIMIT = env_int("MISTUDIO_UPLOAD_LIMIT", 64, 1, 100_000) * 2**30  # bytes of a file
+UPLOAD_QUOTA = env_int("MISTUDIO_UPLOAD_QUOTA", 128, 1, 1_000_000) * 2**30  # bytes of a team, until they are datasets
 
 SECRET_KEY = secret_key(MISTUDIO_DATA)
 DEBUG = env_bool("MISTUDIO_DEBUG", False)
@@ -175,7 +177,12 @@ USE_THOUSAND_SEPARATOR = False
 STATIC_URL = "static/"
 STATICFILES_DIRS = [ROOT / "static"]
 WHITENOISE_USE_FINDERS = True
-DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
+DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20  # more than one chunk of an upload
+FILE_UPLOAD_HANDLERS = [
+    "mistudio.security.SmallFiles",
+    "django.core.files.uploadhandler.MemoryFileUploadHandler",
+    "django.core.files.uploadhandler.TemporaryFileUploadHandler",
+]
 
 # Job queues. django-q2 only carries job ids to a supervisor; the Job row is the truth. A message must never be handed
 # out again while its job runs, so `retry` is far beyond `timeout`, and both far beyond any job.
@@ -202,6 +209,8 @@ Q_CLUSTER = {
 
 # A job names what it works on; the domain knows where that is shown.
 SUBJECT_URL = "mistudio.models.artifact.subject_url"
+# What workers call every few minutes, beside their own cleaning.
+SWEEPS = ["mistudio.models.upload.sweep"]
 
 # Secrets of a job's owner for the environment of its process, for kinds that read from the hub.
 JOB_SECRETS = "mistudio.models.hub_token.secrets_of"

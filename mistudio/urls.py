@@ -5,6 +5,7 @@ from mistudio.views import (
     account,
     activation_cache,
     dataset,
+    document,
     feature,
     home,
     hub,
@@ -15,6 +16,7 @@ from mistudio.views import (
     template,
     tokenization,
     training,
+    upload,
 )
 
 urlpatterns = [
@@ -37,6 +39,12 @@ urlpatterns = [
     path("datasets/mix/", dataset.mixture_new, name="mixture_new"),
     path("datasets/<int:pk>/", dataset.dataset, name="dataset"),
     path("datasets/<int:pk>/delete/", dataset.dataset_delete, name="dataset_delete"),
+    path("datasets/<int:pk>/documents/", document.documents, name="documents"),
+    path("datasets/<int:pk>/documents/<int:number>/", document.document, name="document"),
+    path("datasets/<int:pk>/documents/<int:number>/next/", document.document_next, name="document_next"),
+    path("uploads/", upload.uploads, name="uploads"),
+    path("uploads/<int:pk>/", upload.upload, name="upload"),
+    path("uploads/<int:pk>/delete/", upload.upload_delete, name="upload_delete"),
     path("tokenizations/", tokenization.tokenizations, name="tokenizations"),
     path("tokenizations/new/", tokenization.tokenization_new, name="tokenization_new"),
     path("tokenizations/<int:pk>/", tokenization.tokenization, name="tokenization"),

@@ -10,6 +10,7 @@ from mistudio.models.team import Membership, Team, User
 from mistudio.models.template import Template
 from mistudio.models.tokenization import Tokenization
 from mistudio.models.training import Training
+from mistudio.models.upload import Upload
 
 ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan)
 
@@ -29,5 +30,6 @@ __all__ = [
     "Template",
     "Tokenization",
     "Training",
+    "Upload",
     "User",
 ]

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any, ClassVar
 
 from django.db import models
@@ -32,6 +33,7 @@ class Dataset(Artifact):
         choices=[("first", "the first part is used up"), ("all", "all parts are used up")],
     )
     conversations = models.BooleanField(default=False, editable=False)
+    uploaded = models.JSONField(default=list, editable=False)  # names of the files, where people sent them
     columns = models.JSONField(default=list, editable=False)  # [{"name", "type"}]
     n_documents = models.BigIntegerField(null=True, editable=False)
     n_characters = models.BigIntegerField(null=True, editable=False)
@@ -57,11 +59,22 @@ class Dataset(Artifact):
         mixtures: Any = Dataset.objects.filter(parts__dataset=self)[:20]
         return [*super().users(), *mixtures]
 
+    @property
+    def upload_folder(self) -> Path:
+        return self.folder / "upload"
+
+    @property
+    def source_path(self) -> str:
+        """What the job reads. Of uploaded files `source` says so, in words."""
+        if not self.uploaded:
+            return self.source
+        return str(self.upload_folder / self.uploaded[0] if len(self.uploaded) == 1 else self.upload_folder)
+
     def params(self) -> dict[str, Any]:
         if not self.source:
             return self.mixing_params()
         return {
-            "source": self.source,
+            "source": self.source_path,
             "config": self.config,
             "split": self.split,
             "revision": self.revision,
@@ -91,7 +104,8 @@ class Dataset(Artifact):
         if not self.source:
             ends = self.ends if self.ends != "first" else ""
             return [part.word() for part in self.made_of], {"seed": self.seed or "", "ends": ends, **limits}
-        return [self.source], {
+        files = self.uploaded[:1] if len(self.uploaded) == 1 else self.uploaded and ["folder-of-the-files"]
+        return [f"./{files[0]}" if files else self.source], {
             "config": self.config,
             "split": self.split if self.split != "train" else "",
             "revision": self.revision,

@@ -215,9 +215,15 @@ def visible(text: Any, visible_space: bool = False, breaks: bool = False) -> Saf
 
 
 @register.filter
-def passage(text: Any) -> SafeString:
-    """Text of documents: line breaks stay and are marked, what cannot be seen is written out."""
-    return visible(text, breaks=True)
+def passage(text: Any, words: Any = "") -> SafeString:
+    """Text of documents: line breaks stay and are marked, what cannot be seen is written out; `words` stand out."""
+    if not words:
+        return visible(text, breaks=True)
+    parts = re.split(f"({re.escape(str(words))})", str(text), flags=re.IGNORECASE)
+    shown = (
+        (mark_safe("<mark>{}</mark>" if n % 2 else "{}"), visible(part, breaks=True)) for n, part in enumerate(parts)
+    )
+    return mark_safe("".join(format_html(frame, part) for frame, part in shown))
 
 
 @register.filter

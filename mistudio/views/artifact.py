@@ -13,7 +13,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.forms.template import TemplateForm
+from mistudio.forms.template import FORMS, TemplateForm
 from mistudio.models import Artifact, Template
 from mistudio.models.artifact import InUse
 
@@ -56,15 +56,18 @@ def creation(
     user: Any = request.user
     if user.team is None:
         return redirect("home")  # which says so
-    templates = Template.objects.of_team(user.team).filter(noun=form_class._meta.model._meta.model_name)
+    noun = form_class._meta.model._meta.model_name
+    templates = Template.objects.of_team(user.team).filter(noun=noun)
     chosen = chosen_template(templates, request.GET.get("template", ""))
     initial = {**(chosen.values if chosen else {}), **said(request.GET)}
-    form = form_class(data, team=user.team, owner=user, initial=initial, **kwargs)
-    template_form = TemplateForm(data if keeping(request) else None, form=form)
+    files = request.FILES if data is not None else None
+    form = form_class(data, files, team=user.team, owner=user, initial=initial, **kwargs)
+    keeping = request.POST.get("keep") == "template"  # “Save template” was pressed, not what starts the work
+    template_form = TemplateForm(data if keeping else None, form=form) if noun in FORMS else None
     context = {"templates": templates, "chosen_template": chosen, "template_form": template_form, **(context or {})}
     if look and "preview" in request.POST:
         return render(request, template, {"form": form, **context, **look(form)})
-    if keeping(request):
+    if keeping and template_form:
         if row := template_form.keep():
             messages.success(request, f"Saved template “{row.name}”. Nothing was started.")
     elif data is not None:
@@ -72,13 +75,8 @@ def creation(
             return redirect(before)
         if made := form.launch() or form.already_sent():  # a second click may come before the first is answered
             return redirect(made)
-    status = 422 if form.errors or template_form.errors else 200
+    status = 422 if form.errors or (template_form and template_form.errors) else 200
     return render(request, template, {"form": form, **context}, status=status)
-
-
-def keeping(request: HttpRequest) -> bool:
-    """Was “Save template” pressed, and not the button that starts the work?"""
-    return request.POST.get("keep") == "template"
 
 
 def chosen_template(templates: QuerySet[Template], key: str) -> Template | None:
@@ -102,9 +100,9 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
     return redirect(reverse(f"{model._meta.model_name}s"))
 
 
-def again(artifact: Artifact, form_class: type[ArtifactForm]) -> str:
-    """Address of the form, filled in with what this was made from."""
-    chosen = model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"])
+def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:
+    """Address of the form, filled in with what this was made from, or with what to take instead."""
+    chosen = {**model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"]), **instead}
     filled = {name: value for name, value in chosen.items() if value not in (None, "") and value is not False}
     words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}
     return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(words)}"

@@ -9,7 +9,9 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from jobs.kinds.mix_datasets import MOST_PARTS
 from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.mixture import MixtureForm, as_said
+from mistudio.forms.upload import UploadedDatasetForm
 from mistudio.models import Dataset
+from mistudio.security import too_large
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 from mistudio.views.hub import look_first, looked_up
 
@@ -25,15 +27,16 @@ def datasets(request: HttpRequest) -> HttpResponse:
 def dataset(request: HttpRequest, pk: int) -> HttpResponse:
     row = found(request, Dataset, pk)
     context: dict[str, Any] = {"object": row, "job": row.job, "users": row.users(), "topics": topics(row)}
-    context |= {"again": again(row, DatasetForm)} if row.source else {"again": mixed_again(row), "parts": row.made_of}
-    return render(request, "dataset/detail.html", context)
+    parts = {} if row.source else {"parts": row.made_of}
+    return render(request, "dataset/detail.html", {**context, **parts, "again": make_again(row)})
 
 
 @require_http_methods(["GET", "POST"])
 def dataset_new(request: HttpRequest) -> HttpResponse:
     if "look" in request.POST:
         return look_first(request)
-    return creation(request, DatasetForm, "dataset/new.html", context=looked_up(request, "dataset"))
+    context = looked_up(request, "dataset")
+    return creation(request, UploadedDatasetForm, "dataset/new.html", context=context, too_large=too_large(request))
 
 
 @require_http_methods(["GET", "POST"])
@@ -45,8 +48,14 @@ def mixture_new(request: HttpRequest) -> HttpResponse:
     return creation(request, MixtureForm, "dataset/mix.html")
 
 
-def mixed_again(row: Dataset) -> str:
-    return f"{reverse('mixture_new')}?{urlencode(as_said(row))}"
+def make_again(row: Dataset) -> str:
+    """Of uploaded files, those that are still here; else the form names the files to choose again."""
+    if not row.source:
+        return f"{reverse('mixture_new')}?{urlencode(as_said(row))}"
+    if not row.uploaded:
+        return again(row, DatasetForm)
+    kept = ",".join(str(pk) for pk in row.uploads.values_list("pk", flat=True))
+    return again(row, DatasetForm, source="", uploads=kept, choose="" if kept else row.source)
 
 
 @require_POST

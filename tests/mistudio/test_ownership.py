@@ -5,7 +5,7 @@ import pytest
 from django.urls import get_resolver, reverse
 
 from jobs.models import Job
-from mistudio.models import Template
+from mistudio.models import Template, Upload
 from tests import rows
 
 pytestmark = pytest.mark.django_db
@@ -31,6 +31,7 @@ def everything(alice):
         "scan": scan.pk,
         "job": job.pk,
         "template": Template.objects.create(team=team, noun="training", name="secret template").pk,
+        "upload": Upload.objects.create(team=team, owner=alice, name="secret.txt", size=9, received=5).pk,
     }
     return {"sae": sae, **{f"{noun}_pk": pk for noun, pk in pks.items()}}
 
@@ -43,6 +44,9 @@ def object_urls(everything):
         "feature": [sae.pk, 1],
         "feature_label": [sae.pk, 1],
         "scan_new": [sae.pk],
+        "documents": [everything["dataset_pk"]],
+        "document": [everything["dataset_pk"], 0],
+        "document_next": [everything["dataset_pk"], 0],
     }
     found = {}
     for name in get_resolver().reverse_dict:
@@ -58,7 +62,7 @@ def object_urls(everything):
 
 def test_a_stranger_finds_nothing_at_any_address_of_anothers_object(everything, charlie, client_of):
     client, urls = client_of(charlie), object_urls(everything)
-    assert len(urls) >= 18
+    assert len(urls) >= 23
     for url in urls.values():
         assert client.get(url).status_code in (404, 405), url
         assert client.post(url).status_code in (404, 405), url
