@@ -129,8 +129,10 @@ class ActivationStream:
             self._buffer = torch.empty(total, self.site.width, device=self.device)
         filled = 0
         for start in range(0, len(rows), self.model_batch):
+            # A place for sequences of unlike lengths, where padded ones come in: rows sorted by length within the
+            # chunk waste the least. Packed ones are all as long as the context.
             x = self._run(rows[start : start + self.model_batch])
-            self._buffer[filled : filled + len(x)] = x
+            self._buffer[filled : filled + len(x)] = x  # also to float32, and from the model's device to this one
             filled += len(x)
             yield
         if not torch.isfinite(self._buffer).all():
@@ -143,13 +145,12 @@ class ActivationStream:
         self._chunk = epoch, chunk
 
     def _run(self, rows: np.ndarray) -> Tensor:
-        """The activations [n, width] of the tokens of these sequences that count."""
+        """The activations [n, width] of the tokens of these sequences that count, as the model has them."""
         ids, special = self.shards.rows(rows)
-        x = capture(self.model, self.site, torch.from_numpy(ids).long().to(self.model.device))
-        x = x.flatten(0, 1).to(self.device, torch.float32)
-        if not self.skip_special:
+        x = capture(self.model, self.site, torch.from_numpy(ids).to(self.model.device).long()).flatten(0, 1)
+        if not self.skip_special or not special.any():
             return x
-        return x[torch.from_numpy(~special.reshape(-1)).to(self.device)]
+        return x[torch.from_numpy(np.flatnonzero(~special)).to(x.device)]
 
 
 def kept_tokens(shards: TokenShards, skip_special: bool) -> np.ndarray:

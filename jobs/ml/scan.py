@@ -127,9 +127,10 @@ class Reading:
         positions, latents, values = [], [], []
         for first, ids, special in batches(self.shards, start, end, self.model_batch):
             x = capture(self.model, self.site, ids.to(self.model.device)).flatten(0, 1)
-            counted = self.counted(special).to(x.device)
-            code = self.sae.active(x[counted].to(device, torch.float32))
-            positions.append(first * T + counted[code.rows.to(x.device)].cpu())
+            counted = self.counted(special)
+            x = x if len(counted) == len(x) else x[counted.to(x.device)]
+            code = self.sae.active(x.to(device, torch.float32))
+            positions.append(first * T + counted[code.rows.cpu()])
             latents.append(code.latents.cpu())
             values.append(code.values.cpu())
             self.on_progress((first + len(ids)) * T, self.rows * T)
