@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-ALL = ("web", "live", "engine", "tokenize", "cache")
+ALL = ("web", "live", "forward", "engine", "tokenize", "cache")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -194,11 +194,11 @@ class Writing:
         for read in batches(self.shards, first_row, last_row, size, skip):
             read = read.to(self.model.device)
             found = capture_all(self.model, self.sites, read.ids, read.attention)
-            counted = (~read.skipped.flatten()).nonzero().flatten()
-            positions[done : done + len(counted)] = read.first * T + counted.cpu().numpy()
+            places = read.places.cpu().numpy()
+            positions[done : done + len(places)] = read.first * T + places
             for part in parts:
-                part.add(found[part.site.name].flatten(0, 1)[counted], read.first)
-            done += len(counted)
+                part.add(read.counted(found[part.site.name]), read.first)
+            done += len(places)
             rows = min(self.plan["sequences"], before * self.rows + read.first - first_row + len(read.ids))
             self.on_progress(rows * T, self.plan["sequences"] * T)
         files, sums = {}, {"positions": positions}

@@ -130,8 +130,10 @@ class ActivationStream:
             self._buffer = torch.empty(total, self.site.width, device=self.device)
         filled = 0
         for start in range(0, len(rows), self.model_batch):
+            # A place for sequences of unlike lengths, where padded ones come in: rows sorted by length within the
+            # chunk waste the least. Packed ones are all as long as the context.
             x = self._run(rows[start : start + self.model_batch])
-            self._buffer[filled : filled + len(x)] = x
+            self._buffer[filled : filled + len(x)] = x  # also to float32, and from the model's device to this one
             filled += len(x)
             yield
         if not torch.isfinite(self._buffer).all():
@@ -144,12 +146,9 @@ class ActivationStream:
         self._chunk = epoch, chunk
 
     def _run(self, rows: np.ndarray) -> Tensor:
-        """The activations [n, width] of the tokens of these sequences that count."""
+        """The activations [n, width] of the tokens of these sequences that count, as the model has them."""
         read = batch(self.shards, rows, self.skip_special).to(self.model.device)
-        x = capture(self.model, self.site, read.ids, read.attention).flatten(0, 1).to(self.device, torch.float32)
-        if not read.skipped.any():
-            return x
-        return x[~read.skipped.reshape(-1).to(self.device)]
+        return read.counted(capture(self.model, self.site, read.ids, read.attention))
 
 
 def generator(*key: int) -> np.random.Generator:

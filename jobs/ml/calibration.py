@@ -6,6 +6,7 @@ where later runs find it.
 
 import fcntl
 import json
+import math
 import os
 import resource
 import time
@@ -26,7 +27,8 @@ from jobs.ml.sites import Site, capture, resolve
 
 FILE = "calibration.json"
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-SECONDS = 1.4  # for all row counts of one precision, unless a single pass takes longer
+FEWEST_TOKENS = 512  # in a pass: with fewer, what is done once per pass weighs more than a trial can show
+SECONDS = 1.5  # for all row counts of one precision, unless single passes take longer
 CLOSE = 0.97  # of the best rate: of the row counts this close to it the smallest is chosen, it needs the least memory
 FASTER = 1.2  # times the rate of float32 a CPU must reach in bfloat16 that `auto` means it
 
@@ -84,45 +86,42 @@ def fastest(found: dict[str, dict[str, Any]]) -> str:
 
 def measure(model: PreTrainedModel, site: Site, context_length: int) -> dict[str, Any]:
     """Tokens per second of forward passes that end at the site, by the number of sequences in them."""
-    began, spare = time.monotonic(), free_bytes(model.device) // 4
+    began, spare, before = time.monotonic(), free_bytes(model.device) // 4, peak_bytes(model.device)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (ROWS[-1], context_length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
-    rates: dict[str, float] = {}
-    before = peak_bytes(model.device)
-    for rows in ROWS:
+    sizes: list[int] = []
+    for rows in [rows for rows in ROWS if rows * context_length >= FEWEST_TOKENS] or ROWS[-1:]:
         try:
-            rates[str(rows)] = round(rate(model, site, ids[:rows]), 1)
+            seconds(model, site, ids[:rows])  # the first pass warms up, and shows what time and memory allow
         except (MemoryError, RuntimeError):  # torch has no class of its own for memory of the CPU
-            if not rates:
+            if not sizes:
                 raise
             break
-        if time.monotonic() - began > SECONDS or peak_bytes(model.device) - before > spare:
+        sizes.append(rows)
+        if time.monotonic() - began > SECONDS / 2 or peak_bytes(model.device) - before > spare:
             break
-    best = max(rates.values())
+    times = dict.fromkeys(sizes, math.inf)
+    while math.inf in times.values() or time.monotonic() - began < SECONDS:
+        for rows in sizes:  # in turns: a moment in which the machine is busy hits all of them
+            times[rows] = min(times[rows], seconds(model, site, ids[:rows]))
+    rates = {rows: round(rows * context_length / times[rows], 1) for rows in sizes}
     return {
-        "rows": next(int(rows) for rows, value in rates.items() if value >= CLOSE * best),
-        "tokens_per_second": rates,
+        "rows": next(rows for rows in sizes if rates[rows] >= CLOSE * max(rates.values())),
+        "tokens_per_second": {str(rows): value for rows, value in rates.items()},
         "peak_bytes": peak_bytes(model.device),
         "site": site.name,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def rate(model: PreTrainedModel, site: Site, ids: torch.Tensor) -> float:
-    """Of the quickest of some passes, after one that warms up."""
-    until = time.monotonic() + SECONDS / len(ROWS)
-    times = []
-    for n in range(1000):
-        started = time.perf_counter()
-        capture(model, site, ids)
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        if n:
-            times.append(time.perf_counter() - started)
-            if time.monotonic() > until:
-                break
-    return ids.numel() / min(times)
+def seconds(model: PreTrainedModel, site: Site, ids: torch.Tensor) -> float:
+    """What a forward pass takes."""
+    started = time.perf_counter()
+    capture(model, site, ids)
+    if ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def depth_of(site: str) -> str:

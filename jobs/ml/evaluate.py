@@ -50,8 +50,7 @@ def evaluate(
     quality, predictions = Reconstruction(sae), Predictions(model, sae, place)
     for read in batches(shards, 0, rows, model_batch, skip_special):
         read = read.to(model.device)
-        x = capture(model, place, read.ids, read.attention).flatten(0, 1)
-        quality.add(x[~read.skipped.flatten()])
+        quality.add(read.counted(capture(model, place, read.ids, read.attention)))
         on_progress(read.first + len(read.ids), rows + ce_rows)
     logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
     size = min(model_batch, max(1, LOGIT_BYTES // logit_bytes))
@@ -76,7 +75,8 @@ class Reconstruction:
         device = sae.b_dec.device
         self.sum_x = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
         self.fired = torch.zeros(sae.width, dtype=torch.long, device=device)
-        self.sums = dict.fromkeys(("x2", "x_hat2", "dot", "error", "cosine", "ratio"), 0.0)
+        names = ("x2", "x_hat2", "dot", "error", "cosine", "ratio")
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
 
     def add(self, x: Tensor) -> None:
         """x [B, D]"""
@@ -98,10 +98,10 @@ class Reconstruction:
             "cosine": dots / (lengths * lengths_hat).clamp_min(1e-30),
             "ratio": lengths_hat / lengths.clamp_min(1e-30),
         }.items():
-            self.sums[name] += values.sum().item()
+            self.sums[name] += values.sum()
 
     def results(self) -> dict[str, Any]:
-        n, sums = max(1, self.n), self.sums
+        n, sums = max(1, self.n), {name: total.item() for name, total in self.sums.items()}
         variance = sums["x2"] / n - (self.sum_x / n).square().sum().item()
         density = self.fired.double() / n
         fvu = ratio(sums["error"] / n, variance)
@@ -132,8 +132,8 @@ class Predictions:
     def __init__(self, model: PreTrainedModel, sae: Sae, site: Site) -> None:
         self.model, self.sae, self.site = model, sae, site
         self.n = 0
-        self.ce = dict.fromkeys(self.WAYS, 0.0)
-        self.kl = dict.fromkeys(self.WAYS[1:], 0.0)
+        self.ce: dict[str, Any] = dict.fromkeys(self.WAYS, 0.0)  # sums, on the model's device as soon as there are any
+        self.kl: dict[str, Any] = dict.fromkeys(self.WAYS[1:], 0.0)
 
     def add(self, read: Batch) -> None:
         """Where a token is skipped the tensor is not touched and nothing is counted; no padding is predicted."""
@@ -145,12 +145,12 @@ class Predictions:
         for way in self.WAYS:
             logits = self.logits(read, way)
             log_p = F.log_softmax(logits[:, :-1][counted].float(), dim=-1)
-            self.ce[way] += F.nll_loss(log_p, targets, reduction="none").double().sum().item()
+            self.ce[way] += F.nll_loss(log_p, targets, reduction="none").double().sum()
             if clean is None:  # KL(clean || new) = sum p log p - sum p log q
                 clean = log_p.exp()
                 certainty = torch.linalg.vecdot(clean, log_p)
             else:
-                self.kl[way] += (certainty - torch.linalg.vecdot(clean, log_p)).double().sum().item()
+                self.kl[way] += (certainty - torch.linalg.vecdot(clean, log_p)).double().sum()
         self.n += int(counted.sum())
 
     def logits(self, read: Batch, way: str) -> Tensor:
@@ -175,12 +175,12 @@ class Predictions:
                 | {f"ce_{w}": None for w in self.WAYS}
                 | {"kl_sae": None, "kl_zero": None}
             )
-        ce = {way: total / self.n for way, total in self.ce.items()}
+        ce = {way: float(total) / self.n for way, total in self.ce.items()}
         return {
             "ce_tokens": self.n,
             **{f"ce_{way}": value for way, value in ce.items()},
             "ce_recovered": ratio(ce["zero"] - ce["sae"], ce["zero"] - ce["clean"]),
-            **{f"kl_{way}": total / self.n for way, total in self.kl.items()},
+            **{f"kl_{way}": float(total) / self.n for way, total in self.kl.items()},
         }
 
 

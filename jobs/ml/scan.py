@@ -127,10 +127,9 @@ class Reading:
         positions, latents, values = [], [], []
         for read in batches(self.shards, start, end, self.model_batch, self.skip_special):
             read = read.to(self.model.device)
-            x = capture(self.model, self.site, read.ids, read.attention).flatten(0, 1)
-            counted = (~read.skipped.flatten()).nonzero().flatten().to(x.device)  # places of all places in a row
-            code = self.sae.active(x[counted].to(device, torch.float32))
-            positions.append(read.first * T + counted[code.rows.to(x.device)].cpu())
+            x = read.counted(capture(self.model, self.site, read.ids, read.attention))
+            code = self.sae.active(x.to(device, torch.float32))
+            positions.append((read.first * T + read.places[code.rows.to(read.places.device)]).cpu())
             latents.append(code.latents.cpu())
             values.append(code.values.cpu())
             self.on_progress((read.first + len(read.ids)) * T, self.rows * T)

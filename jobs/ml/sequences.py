@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         attention = None if self.attention is None else self.attention.to(device)
         return Batch(self.first, self.ids.to(device), self.skipped.to(device), attention)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """int64 [n]: where the tokens that count are, among all B * T places."""
+        return (~self.skipped.flatten()).nonzero().flatten()
+
+    def counted(self, x: Tensor) -> Tensor:
+        """[n, width]: the tokens of x [B, T, width] that count. No copy where all of them do."""
+        x = x.flatten(0, 1)
+        return x if len(self.places) == len(x) else x[self.places.to(x.device)]
 
 
 def covering(shards: TokenShards, tokens: int) -> int:

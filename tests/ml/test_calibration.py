@@ -30,27 +30,39 @@ def load(folder: Path, **changes):
     return load_calibrated(folder, **wanted)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_fewest_rows_whose_rate_is_close_to_the_best_are_chosen(monkeypatch) -> None:
     rates = {1: 50.0, 2: 90.0, 4: 98.0, 8: 100.0, 16: 99.0, 32: 70.0, 64: 60.0}
-    monkeypatch.setattr(calibration, "rate", lambda model, site, ids: rates[len(ids)])
+    monkeypatch.setattr(calibration, "seconds", lambda model, site, ids: ids.numel() / rates[len(ids)])
     model = tiny_model("llama")
-    found = measure(model, resolve(model, SITE), 16)
+    found = measure(model, resolve(model, SITE), 512)
     assert found["rows"] == 4
     assert found["tokens_per_second"] == {str(rows): value for rows, value in rates.items()}
+    short = measure(model, resolve(model, SITE), 16)
+    assert (short["rows"], list(short["tokens_per_second"])) == (32, ["32", "64"]), "passes of 512 tokens or more"
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_the_memory_does_not_hold_ends_the_trial(monkeypatch) -> None:
-    def rate(model, site, ids) -> float:
+    def seconds(model, site, ids) -> float:
         if len(ids) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return float(len(ids))
+        return 1.0
 
-    monkeypatch.setattr(calibration, "rate", rate)
+    monkeypatch.setattr(calibration, "seconds", seconds)
     model = tiny_model("llama")
-    assert measure(model, resolve(model, SITE), 16)["tokens_per_second"] == {"1": 1.0, "2": 2.0}
-    monkeypatch.setattr(calibration, "rate", lambda *_: 1 / 0)
+    assert measure(model, resolve(model, SITE), 512)["tokens_per_second"] == {"1": 512.0, "2": 1024.0}
+    monkeypatch.setattr(calibration, "seconds", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure(model, resolve(model, SITE), 16)
+
+
+def test_a_trial_of_a_slow_model_ends_after_what_is_short(monkeypatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(calibration, "seconds", lambda *_: 1.0)
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: next(clock))
+    model = tiny_model("llama")
+    assert list(measure(model, resolve(model, SITE), 512)["tokens_per_second"]) == ["1"]
 
 
 @pytest.mark.usefixtures("quick")
