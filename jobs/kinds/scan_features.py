@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.kinds.sources import check_precision
 
 LABEL = "Scan features"
 QUEUE = "gpu"
@@ -30,6 +31,7 @@ class Params:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
+        check_precision(self.dtype)
         if self.model_batch < 1:
             raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
         for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
@@ -49,6 +51,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml import store
     from jobs.ml.determinism import set_up
     from jobs.ml.language_model import load_model
+    from jobs.ml.meter import Meter, Stretch
     from jobs.ml.saelens import load_sae
     from jobs.ml.scan import scan
     from jobs.ml.tokens import TokenShards
@@ -57,6 +60,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("load")
     shards = TokenShards(params.tokens_folder, "held_out")
     device = set_up(params.seed)
+    meter = Meter()
     sae = load_sae(params.sae_folder, device)
     model = load_model(params.model_folder, device, params.dtype)
     ctx.check()
@@ -65,6 +69,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         if ctx.snapshot.stage != "read":
             ctx.stage("read", total=total, unit="tokens")
         ctx.at(done)
+        reading.at(done)
         ctx.check()
 
     def on_sort(share: float) -> None:
@@ -73,6 +78,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.at(share)
         ctx.check()
 
+    reading = Stretch()
     counts = scan(
         model,
         sae,
@@ -87,4 +93,6 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         on_progress=on_progress,
         on_sort=on_sort,
     )
-    return {**counts, "seconds": round(time.monotonic() - started, 1)}
+    meter.run(params.model_batch, shards.context_length, reading.tokens, reading.seconds)
+    measured = meter.report(model, params.dtype)
+    return {**counts, "seconds": round(time.monotonic() - started, 1), "measured": measured}

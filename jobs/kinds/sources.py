@@ -1,4 +1,5 @@
-"""What a person may name as the source of a model or dataset: a path on this machine or an id of the hub."""
+"""What a person may name: the source of a model or dataset, which is a path on this machine or an id of the hub, and a
+precision."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.ml.config import PRECISIONS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
@@ -25,6 +27,11 @@ def check_source(source: str, revision: str, folder: str, kind: str) -> None:
         raise InvalidInput(f"“{source[:200]}” is neither a path nor an id of the hub.", hint, "source")
     if not Path(folder).is_absolute():
         raise InvalidInput("The folder to write to must be absolute.", field="folder")
+
+
+def check_precision(dtype: str) -> None:
+    if dtype not in PRECISIONS:
+        raise InvalidInput(f"There is no precision {dtype}.", f"There are: {', '.join(PRECISIONS)}.", "dtype")
 
 
 def counter(ctx: Context) -> Callable[[int], None]:

@@ -42,8 +42,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml.documents import count_documents, read_documents
     from jobs.ml.language_model import load_tokenizer, read_architecture
     from jobs.ml.packing import pack
+    from jobs.ml.whole import require_whole
 
     ctx.stage("load")
+    require_whole(Path(params.model_folder))
     tokenizer = load_tokenizer(params.model_folder)
     model_context = read_architecture(params.model_folder).context_length
     ctx.stage("tokenize", total=count_documents(params.dataset_folder), unit="documents")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.kinds.sources import check_precision
 from jobs.ml.config import BadConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Params:
             self.config()
         except BadConfig as error:
             raise InvalidInput(str(error), error.hint, error.field) from error
+        check_precision(self.dtype)
         for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
             if getattr(self, field) < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
@@ -75,12 +77,14 @@ def smaller(params: Params) -> Params | None:
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on from the last checkpoint, to the same weights."""
     from jobs.ml import checkpoint, store, training
+    from jobs.ml.meter import Meter
 
     folder = Path(params.folder)
     told = store.fingerprint(asdict(params))
     if (before := read_result(folder)).get("params") == told:
         return before["result"]
     ctx.stage("load")
+    meter = Meter()
     own = ("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype")
     trainer = training.begin(params.config(), **{name: getattr(params, name) for name in own})
     ctx.check()
@@ -96,6 +100,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     tokens = params.evaluation_tokens
     result = training.finish(trainer, params.sae_folder, tokens=tokens, on_progress=on_progress, **names)
+    meter.run(params.model_batch, trainer.stream.shards.context_length, trainer.tokens, trainer.seconds)
+    result["measured"] = meter.report(trainer.stream.model, params.dtype)
     store.write_json(folder / "result.json", {"params": told, "result": result})
     store.remove(folder / "checkpoints")
     return result

@@ -8,6 +8,9 @@ from jobs.ml.errors import WithHint
 
 ARCHITECTURES = ("topk", "standard")  # sae.py has the classes; this file needs no torch
 
+# How a language model's weights are held while it is used; the last two by bitsandbytes.
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+
 
 class BadConfig(WithHint):
     """`field` says which number is wrong."""

@@ -24,11 +24,21 @@ class ArtifactForm(forms.ModelForm):
         for name, field in self.fields.items():
             if isinstance(field, ModelChoiceField):
                 rows: Any = field.queryset
-                field.queryset = rows.model.objects.of_team(team).filter(ready_at__isnull=False)
+                field.queryset = rows.model.offered(team)
                 field.empty_label = None
+                self.explain_refusal(name, field)
                 first = field.queryset.first()
                 if first:
                     self.initial.setdefault(name, first.pk)
+
+    def explain_refusal(self, name: str, field: ModelChoiceField) -> None:
+        """What was chosen may be there and yet not be offered: the error says why."""
+        key = str(self.data.get(name) or "")
+        if key.isdecimal():
+            rows: Any = field.queryset
+            row = rows.model.objects.of_team(self.team).filter(pk=int(key)).first()
+            if row and row.ready and (why := row.refusal()):
+                field.error_messages["invalid_choice"] = why
 
     def already_sent(self) -> Artifact | None:
         """The object that this very form made before: a second click must not make a second one."""

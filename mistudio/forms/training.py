@@ -4,6 +4,7 @@ from django import forms
 
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.models import Tokenization, Training
+from mistudio.models.language_model import Precision
 
 WIDEST = 2**20
 WIDTH, TOKENS = 2048, 1_000_000
@@ -26,6 +27,7 @@ class TrainingForm(ArtifactForm):
             "batch_tokens",
             "lr",
             "seed",
+            "dtype",
             "name",
         )
         labels = {
@@ -34,6 +36,7 @@ class TrainingForm(ArtifactForm):
             "n_tokens": "Tokens to train on",
             "batch_tokens": "Batch",
             "lr": "Learning rate",
+            "dtype": "Precision",
         }
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
@@ -45,13 +48,14 @@ class TrainingForm(ArtifactForm):
             "batch_tokens": "Tokens per step.",
             "lr": "Empty: 2e-4 · √(16,384 / width).",
             "seed": "Decides initial weights and the order of the data.",
+            "dtype": "Of the language model. The SAE is float32 always.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial.setdefault("width", WIDTH)
         self.initial.setdefault("n_tokens", TOKENS)
-        for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed"):
+        for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed", "dtype"):
             self.fields[name].required = False
         self.chosen = self._chosen_tokenization()
         sites = self.chosen.language_model.sites if self.chosen else []
@@ -79,6 +83,9 @@ class TrainingForm(ArtifactForm):
 
     def clean_seed(self) -> int:
         return self.cleaned_data["seed"] or 0
+
+    def clean_dtype(self) -> str:
+        return self.cleaned_data["dtype"] or Precision.FLOAT32
 
     def clean_lr(self) -> float | None:
         value = self.cleaned_data["lr"]

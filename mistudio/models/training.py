@@ -4,7 +4,7 @@ from typing import Any
 from django.db import models
 
 from mistudio.models.artifact import Artifact
-from mistudio.models.language_model import LanguageModel
+from mistudio.models.language_model import LanguageModel, Precision
 from mistudio.models.tokenization import Tokenization
 
 LOGGED = 2000  # steps, at most: a page reads them all
@@ -14,6 +14,7 @@ class Training(Artifact):
     """A run: a sparse autoencoder fitted to the activations of one site, with its metrics and checkpoints."""
 
     NOUN, ROOM, KIND = "training", "trainings", "train_sae"
+    BUILT_ON = ("language_model",)
 
     class Architecture(models.TextChoices):
         TOPK = "topk", "TopK"
@@ -30,6 +31,9 @@ class Training(Artifact):
     batch_tokens = models.PositiveIntegerField(default=4096)
     lr = models.FloatField(null=True, blank=True)
     seed = models.PositiveIntegerField(default=0)
+    dtype = models.CharField(
+        "precision", max_length=20, choices=Precision.choices, default=Precision.FLOAT32
+    )  # of the language model while its activations are read
     result = models.JSONField(default=dict, editable=False)
 
     @property
@@ -51,6 +55,7 @@ class Training(Artifact):
             "batch_tokens": self.batch_tokens,
             "lr": self.lr,
             "seed": self.seed,
+            "dtype": self.dtype,
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.source,
@@ -71,6 +76,7 @@ class Training(Artifact):
             "tokens": self.n_tokens,
             "batch-tokens": self.batch_tokens,
             "seed": self.seed,
+            "dtype": self.dtype,
         }
 
     @property

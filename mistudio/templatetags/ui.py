@@ -67,6 +67,8 @@ STATES = {  # state → (tone, icon, word)
     "cancelled": ("idle", "x", "Cancelled"),
     "ready": ("ok", "ok", "Ready"),
     "not started": ("idle", "todo", "Not started"),
+    "missing": ("fail", "warn", "Missing"),
+    "quarantined": ("fail", "warn", "Quarantined"),
     "stalled": ("warn", "warn", "Stalled"),
     "stopping": ("running", "stop", "Stopping"),
     "pausing": ("running", "pause", "Pausing"),
