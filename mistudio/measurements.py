@@ -11,6 +11,7 @@ from django.db.models import Q, QuerySet
 
 from jobs.models import Job, State
 from mistudio.models import LanguageModel, Team
+from mistudio.models.language_model import Precision
 
 PURPOSES = {  # kind of job → what the model was run for
     "measure_model": "forward",
@@ -101,7 +102,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def table(found: list[Observation]) -> list[Row]:
-    """Speeds: alike runs together, the fastest precision first within a purpose and device."""
+    """Speeds: alike runs together."""
     groups: dict[tuple[Any, ...], list[Observation]] = {}
     for seen in found:
         if seen.tokens_per_second is not None:
@@ -119,7 +120,12 @@ def table(found: list[Observation]) -> list[Row]:
         )
         for key, group in groups.items()
     ]
-    return sorted(rows, key=lambda row: (row.purpose, row.device, row.dtype, row.context_length or 0, row.rows or 0))
+    return sorted(rows, key=lambda row: (row.purpose, row.device, *place(row.dtype), row.context_length, row.rows))
+
+
+def place(dtype: str) -> tuple[int, str]:
+    """From the most exact precision to the smallest."""
+    return (Precision.values.index(dtype) if dtype in Precision.values else len(Precision), dtype)
 
 
 def loads(found: list[Observation]) -> list[dict[str, Any]]:
@@ -137,7 +143,7 @@ def loads(found: list[Observation]) -> list[dict[str, Any]]:
             "weights": spread(seen.weight_bytes for seen in group),
             "peak": spread(seen.peak_bytes for seen in group),
         }
-        for (dtype, device), group in sorted(groups.items())
+        for (dtype, device), group in sorted(groups.items(), key=lambda item: place(item[0][0]))
     ]
 
 

@@ -119,7 +119,7 @@ def measured(purpose: str, candidate: Candidate, dtype: str, devices: list[str],
         fastest = max(((known.middle, str(key), key, known) for key, known in spreads.items() if known), default=None)
         if fastest:
             _, _, (device, rows), known = fastest
-            reason = f"{dtype} with {rows} rows in a pass: measured in {said(kind)}, {times(known.n)}"
+            reason = f"{dtype} with {rows} rows in a pass: measured in {said(kind)}, {times(known.n)}."
             return Option(
                 candidate.key, candidate.name, candidate.n_parameters, dtype, rows, device,
                 known.middle, known.low, known.high, known.n, tokens / known.middle, [reason],

@@ -36,9 +36,19 @@ LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = ("int8", "int4")  # by bitsandbytes, on a CPU too
-LOAD_SECONDS: WeakKeyDictionary[PreTrainedModel, float] = WeakKeyDictionary()  # of the models that are in memory
 # Positions count from padding_idx + 1 in these, so that many of the embeddings are never used.
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the loading of a model was measured to take."""
+
+    seconds: float
+    weight_bytes: int
+
+
+LOADED: WeakKeyDictionary[PreTrainedModel, Loaded] = WeakKeyDictionary()  # of the models that are in memory
 
 
 @dataclass(frozen=True)
@@ -205,8 +215,19 @@ def load_model(folder: Path | str, device: str = "cpu", dtype: str = "float32") 
         plain_where_odd(model)
     else:
         model = model.to(device)
-    LOAD_SECONDS[model] = time.monotonic() - started
+    LOADED[model] = Loaded(time.monotonic() - started, weight_bytes(model))
     return model
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Of the parameters as they lie in memory, with the scales that bitsandbytes keeps beside them until the first
+    pass."""
+    return sum(held(parameter) for parameter in model.parameters())
+
+
+def held(parameter: Any) -> int:
+    scales = [getattr(parameter, "SCB", None), getattr(getattr(parameter, "quant_state", None), "absmax", None)]
+    return sum(tensor.nbytes for tensor in (parameter, *scales) if tensor is not None)
 
 
 def precision(dtype: str, device: str) -> dict[str, Any]:

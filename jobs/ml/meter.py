@@ -10,7 +10,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from jobs.ml.language_model import LOAD_SECONDS
+from jobs.ml.language_model import LOADED
 
 STATUS, CLEAR, PROCESSORS = (Path("/proc") / name for name in ("self/status", "self/clear_refs", "cpuinfo"))
 
@@ -48,11 +48,12 @@ class Meter:
             self.runs[str(rows)] = {"context_length": context_length, **speed, **more}
 
     def report(self, model: PreTrainedModel, dtype: str) -> dict[str, Any]:
+        loaded = LOADED[model]
         return {
             "device": device_name(),
             "dtype": dtype,
-            "load_seconds": LOAD_SECONDS.get(model),
-            "weight_bytes": weight_bytes(model),
+            "load_seconds": loaded.seconds,
+            "weight_bytes": loaded.weight_bytes,
             "peak_bytes": self.peak_bytes(),
             "runs": self.runs,
         }
@@ -72,13 +73,3 @@ def device_name() -> str:
     found = re.search(r"model name\s*:\s*(.+)", PROCESSORS.read_text()) if PROCESSORS.exists() else None
     threads = torch.get_num_threads()
     return f"{found[1].strip() if found else 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Of the parameters as they lie in memory, with the scales that bitsandbytes keeps beside them."""
-    return sum(held(parameter) for parameter in model.parameters())
-
-
-def held(parameter: Any) -> int:
-    scales = [getattr(parameter, "SCB", None), getattr(getattr(parameter, "quant_state", None), "absmax", None)]
-    return sum(tensor.nbytes for tensor in (parameter, *scales) if tensor is not None)

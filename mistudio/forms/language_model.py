@@ -71,7 +71,9 @@ class MeasureForm(forms.Form):
 class RecommendationForm(forms.Form):
     """What for, how much and how soon; all of it in the address."""
 
-    purpose = forms.ChoiceField(choices=[(name, words.capitalize()) for name, (words, _) in recommend.PURPOSES.items()])
+    purpose = forms.ChoiceField(
+        choices=[(name, words[0].upper() + words[1:]) for name, (words, _) in recommend.PURPOSES.items()]
+    )
     tokens = forms.IntegerField(
         min_value=1, max_value=10**13, required=False, initial=1_000_000, help_text="To read. Empty: 1,000,000."
     )

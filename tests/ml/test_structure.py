@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from jobs.ml.language_model import build_empty, load_model, read_architecture
-from jobs.ml.meter import weight_bytes
+from jobs.ml.language_model import build_empty, load_model, read_architecture, weight_bytes
 from jobs.ml.sites import capture_all, list_sites
 from jobs.ml.structure import Group, describe
 from tests.ml.tiny import DECODERS, ENCODERS, save_model, tiny_model
