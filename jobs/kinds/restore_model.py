@@ -9,7 +9,7 @@ from jobs.errors import JobError
 from jobs.kinds.add_model import FromFolder, FromHub, Origin
 from jobs.kinds.add_model import Params as Addition
 from jobs.kinds.sources import check_source, is_path
-from jobs.kinds.verify_model import check_files, examine, remember, structure
+from jobs.kinds.verify_model import check_files, examine, remember
 
 LABEL = "Fetch language model again"
 QUEUE = "cpu"
@@ -49,8 +49,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("describe")
     remake(params, folder)
     remember(folder, {})
-    told = {"files": len(params.files), "restored": [file["name"] for file in wanted], "damaged": {}}
-    return {**told, "structure": structure(folder)}
+    return {"files": len(params.files), "restored": [file["name"] for file in wanted], "damaged": {}}
 
 
 def origin_of(params: Params, folder: Path, ctx: Context) -> Origin:

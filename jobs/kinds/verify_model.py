@@ -19,6 +19,7 @@ ON_SUCCESS = "mistudio.ingest.verification"
 class Params:
     folder: str
     files: list[dict[str, Any]]  # name, bytes, sha256
+    describe: bool = False  # the structure too, of a model that was added before it was kept
 
     def __post_init__(self) -> None:
         check_files(self.folder, self.files)
@@ -40,7 +41,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.log(f"{name} {wrong}")
     ctx.stage("describe")
     told = {"files": len(params.files), "bytes": sum(file["bytes"] for file in params.files), "damaged": damaged}
-    return told if damaged else {**told, "structure": structure(folder)}
+    return {**told, "structure": structure(folder)} if params.describe and not damaged else told
 
 
 def examine(folder: Path, files: list[dict[str, Any]], ctx: Context) -> dict[str, str]:
@@ -61,7 +62,6 @@ def remember(folder: Path, damaged: dict[str, str]) -> None:
 
 
 def structure(folder: Path) -> list[dict[str, Any]]:
-    """For models that were added before it was kept."""
     from dataclasses import asdict
 
     from jobs.ml.language_model import read_architecture

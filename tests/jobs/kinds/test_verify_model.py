@@ -41,7 +41,7 @@ def add(source, folder, **fields):
 
 def verify(folder, files, ctx=None):
     ctx = ctx or Context(stages=verify_model.STAGES)
-    return verify_model.run(verify_model.Params(str(folder), files), ctx)
+    return verify_model.run(verify_model.Params(str(folder), files, describe=True), ctx)
 
 
 def restore(source, folder, files, **fields):
