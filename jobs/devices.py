@@ -5,7 +5,9 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
@@ -18,6 +20,46 @@ def devices() -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     return [str(number) for number, _ in enumerate(DRIVER.glob("*"))]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one device, in bytes."""
+
+    device: str
+    total: int
+    free: int
+    gpu: bool = True
+
+
+def memories() -> list[Memory]:
+    """What this machine has now: its own memory, then that of every GPU whose driver answers."""
+    import psutil
+
+    own = psutil.virtual_memory()
+    return [Memory("CPU", own.total, own.available, gpu=False), *gpu_memories()]
+
+
+def gpu_memories() -> list[Memory]:
+    if not (names := devices()):
+        return []
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        found = [handle_of(pynvml, name) for name in names]
+        facts = [(pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)) for handle in found]
+    except pynvml.NVMLError:  # no driver, or one that does not say
+        return []
+    return [
+        Memory(f"GPU {place}, {name}", memory.total, memory.free)
+        for place, (name, memory) in zip(names, facts, strict=True)
+    ]
+
+
+def handle_of(pynvml: Any, name: str) -> Any:
+    """Of a device by its number, or by the UUID that CUDA_VISIBLE_DEVICES may hold as well."""
+    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(name)
 
 
 @contextlib.contextmanager

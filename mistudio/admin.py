@@ -10,7 +10,18 @@ from django.utils.safestring import SafeString
 
 from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
-from mistudio.models import ARTIFACTS, Artifact, Feature, HubToken, Membership, Team, Template, Upload, User
+from mistudio.models import (
+    ARTIFACTS,
+    Artifact,
+    Feature,
+    HubToken,
+    LanguageModel,
+    Membership,
+    Team,
+    Template,
+    Upload,
+    User,
+)
 from mistudio.models.artifact import InUse
 
 admin.site.site_header = "miStudio data"
@@ -28,13 +39,14 @@ class ReadOnlyJobFields(admin.ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     actions = ("retry_jobs", "cancel_jobs", "verify", "delete_with_files")
+    typed_in: tuple[str, ...] = ()
 
     def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
         return ("name", "state", "team", "owner", "job_link", "size_bytes", "created_at", "page")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         fields = [field.name for field in self.model._meta.fields]
-        return [*[name for name in fields if name not in ("name", "team", "owner")], "job_link", "page"]
+        return [*[name for name in fields if name not in (*self.typed_in, "name", "team", "owner")], "job_link", "page"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False  # rows are made by jobs, from the site or a command
@@ -93,8 +105,12 @@ def link(url: str, text: str) -> SafeString:
     return format_html('<a href="{}">{}</a>', url, text)
 
 
+class LanguageModelAdmin(ReadOnlyJobFields):
+    typed_in = ("notes",)
+
+
 for artifact in ARTIFACTS:
-    admin.site.register(artifact, ReadOnlyJobFields)
+    admin.site.register(artifact, LanguageModelAdmin if artifact is LanguageModel else ReadOnlyJobFields)
 
 
 @admin.register(Feature)

@@ -174,6 +174,8 @@ def facts(values: Any) -> list[tuple[str, str]]:
         label = words(name)
         if isinstance(value, dict):
             rows += [(f"{label}, {inner}", text) for inner, text in facts(value)]
+        elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+            rows.append((label, f"{len(value):,} entries"))
         elif isinstance(value, list | tuple):
             rows.append((label, ", ".join(fact(item) for item in value[:20]) + (" …" if len(value) > 20 else "")))
         else:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from django.utils import timezone
 
 from jobs.ml.document_sample import sample
 from jobs.ml.evidence import Evidence
@@ -42,9 +43,20 @@ def language_model(job: Job, result: dict[str, Any]) -> None:
                 "n_parameters",
                 "dtype",
                 "sites",
+                "structure",
             )
         },
     )
+
+
+def verification(job: Job, result: dict[str, Any]) -> None:
+    """Of a language model's files; after they were fetched again, likewise."""
+    row = artifact_of(job.subject)
+    if not isinstance(row, LanguageModel):
+        return
+    row.damaged, row.verified_at = result["damaged"], timezone.now()
+    row.structure = result.get("structure") or row.structure
+    row.save(update_fields=["damaged", "verified_at", "structure"])
 
 
 def dataset(job: Job, result: dict[str, Any]) -> None:

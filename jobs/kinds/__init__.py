@@ -9,6 +9,9 @@ from jobs.errors import InvalidInput
 
 KINDS: dict[str, str] = {
     "add_model": "jobs.kinds.add_model",
+    "verify_model": "jobs.kinds.verify_model",
+    "restore_model": "jobs.kinds.restore_model",
+    "measure_model": "jobs.kinds.measure_model",
     "add_dataset": "jobs.kinds.add_dataset",
     "mix_datasets": "jobs.kinds.mix_datasets",
     "tokenize": "jobs.kinds.tokenize",

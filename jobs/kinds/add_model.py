@@ -1,7 +1,7 @@
 """Bring a language model, from the hub or from a folder, into a folder of its own and say what it is."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ class Params:
     source: str  # a hub id or an absolute folder
     folder: str
     revision: str = ""
+    known: dict[str, str] = field(default_factory=dict)  # commit → name, of this source's models that are here
 
     def __post_init__(self) -> None:
         check_source(self.source, self.revision, self.folder, "model")
@@ -54,6 +55,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     ctx.stage("look up")
     origin = FromFolder(Path(params.source), folder) if is_path(params.source) else FromHub(params, folder, ctx)
+    if name := params.known.get(origin.commit):
+        said = f"{params.source} is here already as “{name}”, at the commit {origin.commit}."
+        raise InvalidInput(said, "Use that one: a precision is chosen for every run.", "source")
     keep_what_belongs(folder, {"params": asdict(params), "commit": origin.commit, "mark": origin.mark})
     reused = origin.reuse(folder, ctx)
     weights = [name for name in origin.sizes if name.endswith(".safetensors")]

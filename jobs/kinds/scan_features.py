@@ -6,7 +6,9 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.train_sae import UNKNOWN_ROWS, check_dtype
+from jobs.kinds.sources import check_precision
+from jobs.kinds.train_sae import UNKNOWN_ROWS
+from jobs.ml.config import AUTO, PRECISIONS
 
 LABEL = "Scan features"
 QUEUE = "gpu"
@@ -26,14 +28,14 @@ class Params:
     seed: int = 0
     skip_special: bool = True
     model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
-    dtype: str = "float32"  # of the language model, one of PRECISIONS
+    dtype: str = "float32"  # of the language model: one of PRECISIONS, or AUTO
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
         if self.model_batch is not None and self.model_batch < 1:
             raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
-        check_dtype(self.dtype)
+        check_precision(self.dtype, (AUTO, *PRECISIONS))
         for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
@@ -55,6 +57,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml.calibration import load_calibrated
     from jobs.ml.determinism import set_up
     from jobs.ml.evidence import plan_of
+    from jobs.ml.meter import Meter, Stretch
     from jobs.ml.saelens import load_sae
     from jobs.ml.scan import scan
     from jobs.ml.tokens import TokenShards
@@ -63,6 +66,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("load")
     shards = TokenShards(params.tokens_folder, "held_out")
     device = set_up(params.seed)
+    meter = Meter()
     sae = load_sae(params.sae_folder, device)
     begun = plan_of(Path(params.folder))  # an attempt before this one settled what is left open
     model, dtype, rows = load_calibrated(
@@ -70,7 +74,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         site=params.site,
         context_length=shards.context_length,
         device=device,
-        dtype=begun.get("dtype", "auto") if params.dtype == "auto" else params.dtype,
+        dtype=begun.get("dtype", AUTO) if params.dtype == AUTO else params.dtype,
         rows=params.model_batch or begun.get("model_batch"),
     )
     ctx.log(f"forward passes of {rows} sequences in {dtype}")
@@ -80,6 +84,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         if ctx.snapshot.stage != "read":
             ctx.stage("read", total=total, unit="tokens")
         ctx.at(done)
+        reading.at(done)
         ctx.check()
 
     def on_sort(share: float) -> None:
@@ -88,6 +93,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.at(share)
         ctx.check()
 
+    reading = Stretch()
     counts = scan(
         model,
         sae,
@@ -102,4 +108,6 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         on_progress=on_progress,
         on_sort=on_sort,
     )
-    return {**counts, "dtype": dtype, "model_batch": rows, "seconds": round(time.monotonic() - started, 1)}
+    meter.run(rows, shards.context_length, reading.tokens, reading.seconds)
+    seconds = round(time.monotonic() - started, 1)
+    return {**counts, "dtype": dtype, "model_batch": rows, "seconds": seconds, "measured": meter.report(model)}

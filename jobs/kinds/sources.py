@@ -1,4 +1,5 @@
-"""What a person may name as the source of a model or dataset: a path on this machine or an id of the hub."""
+"""What a person may name: the source of a model or dataset, which is a path on this machine or an id of the hub, and a
+precision."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.ml.config import PRECISIONS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
@@ -33,6 +35,11 @@ def keep_to_limit(ctx: Context) -> None:
 
     if pace := keep_pace():
         ctx.log(f"downloads on this machine share {size(pace.rate)} a second")
+
+
+def check_precision(dtype: str, known: tuple[str, ...] = PRECISIONS) -> None:
+    if dtype not in known:
+        raise InvalidInput(f"There is no precision {dtype}.", f"There are: {', '.join(known)}.", "dtype")
 
 
 def counter(ctx: Context) -> Callable[[int], None]:

@@ -55,9 +55,11 @@ def tokenize(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml.language_model import load_tokenizer, read_architecture
     from jobs.ml.packing import pack
     from jobs.ml.prepare import Preparation
+    from jobs.ml.whole import require_whole
 
     ctx.stage("load")
     check_unchanged(params.dataset_folder)
+    require_whole(Path(params.model_folder))
     tokenizer = load_tokenizer(params.model_folder)
     model = read_architecture(params.model_folder)
     prepare = Preparation(params.config(), tokenizer, holds_conversations(params.dataset_folder))

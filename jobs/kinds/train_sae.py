@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.ml.config import PRECISIONS, BadConfig, TrainConfig
+from jobs.kinds.sources import check_precision
+from jobs.ml.config import AUTO, PRECISIONS, BadConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jobs.ml.train import Trainer
@@ -43,7 +44,7 @@ class Params:
     skip_special: bool = True
     buffer_tokens: int = 2**16  # mixed together before they are cut to batches
     model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
-    dtype: str = "float32"  # of the language model, one of PRECISIONS
+    dtype: str = "float32"  # of the language model: one of PRECISIONS, or AUTO
     evaluation_tokens: int = 2**17
     log_every: int = 10  # steps
     checkpoint_seconds: float = 60.0
@@ -57,11 +58,11 @@ class Params:
             self.config()
         except BadConfig as error:
             raise InvalidInput(str(error), error.hint, error.field) from error
+        check_precision(self.dtype, (AUTO, *PRECISIONS))
         for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
-        check_dtype(self.dtype)
         for field in ("model_folder", "tokens_folder", "folder", "sae_folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
@@ -76,11 +77,6 @@ class Params:
         return TrainConfig(**{field.name: own[field.name] for field in fields(TrainConfig) if field.name in own})
 
 
-def check_dtype(dtype: str) -> None:
-    if dtype not in PRECISIONS:
-        raise InvalidInput(f"dtype {dtype} is none of {', '.join(PRECISIONS)}.", field="dtype")
-
-
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough: the same batches in smaller parts, so the same result."""
     part = params.micro_batch_tokens or params.batch_tokens
@@ -92,6 +88,7 @@ def smaller(params: Params) -> Params | None:
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on from the last checkpoint, to the same weights."""
     from jobs.ml import checkpoint, store, training
+    from jobs.ml.meter import Meter
 
     folder = Path(params.folder)
     told = store.fingerprint(asdict(params))
@@ -102,6 +99,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         *("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype"),
         *("caches", "cache_weights"),
     )
+    meter = Meter()
     trainer = training.begin(params.config(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
     ctx.log(training.source_of(trainer.stream))
     ctx.check()
@@ -117,6 +115,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     tokens = params.evaluation_tokens
     result = training.finish(trainer, params.sae_folder, tokens=tokens, on_progress=on_progress, **names)
+    if not params.caches:  # else the model was run to evaluate alone
+        meter.run(trainer.stream.model_batch, trainer.stream.shards.context_length, trainer.tokens, trainer.seconds)
+    result["measured"] = meter.report(trainer.stream.model)
     store.write_json(folder / RESULT, {"params": told, "result": result})
     store.remove(folder / "checkpoints")
     return result

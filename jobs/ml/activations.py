@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from jobs.ml import store
 from jobs.ml.errors import WithHint
+from jobs.ml.language_model import precision_of
 from jobs.ml.sequences import batch
 from jobs.ml.sites import Site, capture, resolve
 from jobs.ml.tokens import TokenShards
@@ -66,7 +67,7 @@ class ActivationStream:
     def identity(self) -> dict[str, Any]:
         """What decides which activations come in which order."""
         return {
-            "model": [type(self.model).__name__, self.model.num_parameters(), str(self.model.dtype)],
+            "model": [type(self.model).__name__, self.model.num_parameters(), precision_of(self.model)],
             "tokens": store.fingerprint(store.read_manifest(self.shards.folder)),
             "site": self.site.name,
             "seed": self.seed,

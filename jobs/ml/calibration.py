@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from jobs.ml import store
+from jobs.ml.config import AUTO
 from jobs.ml.language_model import load_model
 from jobs.ml.sites import Site, capture, resolve
 
@@ -50,7 +51,7 @@ def load_calibrated(
     """The model, the precision it is in, and the sequences per forward pass; what is left open, dtype `auto` and
     rows None, is decided by measurement. Raises what load_model and resolve raise.
     """
-    choices = precisions(device) if dtype == "auto" else [dtype]
+    choices = precisions(device) if dtype == AUTO else [dtype]
     if rows is not None and len(choices) == 1:
         return load_model(folder, device, choices[0]), choices[0], rows
     found: dict[str, dict[str, Any]] = {}

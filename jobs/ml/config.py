@@ -7,7 +7,10 @@ from typing import Any
 from jobs.ml.errors import WithHint
 
 ARCHITECTURES = ("topk", "standard")  # sae.py has the classes; this file needs no torch
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")  # of the language model; auto: the fastest, see calibration.py
+
+# How a language model's weights are held while it is used; the last two by bitsandbytes.
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+AUTO = "auto"  # the fastest here of those that lose next to nothing, see calibration.py
 
 
 class BadConfig(WithHint):

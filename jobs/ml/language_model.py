@@ -5,13 +5,17 @@ safetensors.
 """
 
 import json
+import logging
 import struct
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -19,13 +23,28 @@ from jobs.ml.blocks import UnsupportedModel
 from jobs.ml.errors import CorruptData
 from jobs.ml.model_files import INDEX, WHOLE, choose_weights
 from jobs.ml.sites import Site, list_sites
+from jobs.ml.structure import Group, describe
 from jobs.ml.tokenizer import load_tokenizer as load_tokenizer
+from jobs.ml.whole import require_whole
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZED = ("int8", "int4")  # by bitsandbytes, on a CPU too
 # Positions count from padding_idx + 1 in these, so that many of the embeddings are never used.
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the loading of a model was measured to take."""
+
+    seconds: float
+    weight_bytes: int
+    dtype: str  # the precision that was asked for
+
+
+LOADED: WeakKeyDictionary[PreTrainedModel, Loaded] = WeakKeyDictionary()  # of the models that are in memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Architecture:
     n_parameters: int
     dtype: str
     sites: tuple[Site, ...]
+    structure: tuple[Group, ...]
 
 
 def read_architecture(folder: Path | str) -> Architecture:
@@ -66,6 +86,7 @@ def read_architecture(folder: Path | str) -> Architecture:
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(config.dtype or torch.float32).removeprefix("torch."),
         sites=tuple(list_sites(model)),
+        structure=tuple(describe(model)),
     )
 
 
@@ -165,28 +186,77 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def load_model(folder: Path | str, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:
     """In evaluation mode, without gradients or a key-value cache; with its head where the architecture is
-    causal.
+    causal. dtype: one of jobs.ml.config.PRECISIONS.
 
     Raises UnsupportedModel, Unusable, CorruptData (also where weights that the model needs are not in the files).
     """
-    folder = Path(folder)
+    folder, started = Path(folder), time.monotonic()
+    require_whole(folder)
     config = read_config(folder)
     verify_weights(folder)
     with quiet():
         model, found = auto_class(config).from_pretrained(
             folder,
             config=config,
-            dtype=DTYPES[dtype],
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **precision(dtype, device),
         )
     missing = [name for name in found["missing_keys"] if "pooler" not in name]  # no site lies behind a pooler
     if missing:
         raise CorruptData(f"the weights lack {len(missing)} tensors of {type(model).__name__}, such as {min(missing)}.")
     model.config.use_cache = False
-    return model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    if dtype in QUANTIZED:
+        plain_where_odd(model)
+    else:
+        model = model.to(device)
+    LOADED[model] = Loaded(time.monotonic() - started, weight_bytes(model), dtype)
+    return model
+
+
+def precision_of(model: PreTrainedModel) -> str:
+    """One of PRECISIONS; of quantized models the dtype alone would not tell."""
+    loaded = LOADED.get(model)
+    return loaded.dtype if loaded else str(model.dtype).removeprefix("torch.")
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Of the parameters as they lie in memory, with the scales that bitsandbytes keeps beside them until the first
+    pass."""
+    return sum(held(parameter) for parameter in model.parameters())
+
+
+def held(parameter: Any) -> int:
+    scales = [getattr(parameter, "SCB", None), getattr(getattr(parameter, "quant_state", None), "absmax", None)]
+    return sum(tensor.nbytes for tensor in (parameter, *scales) if tensor is not None)
+
+
+def precision(dtype: str, device: str) -> dict[str, Any]:
+    """What from_pretrained is given. What bitsandbytes leaves as it is (embeddings, norms, biases, the head) is in
+    bfloat16: its range is that of float32, so that nothing overflows."""
+    if dtype not in QUANTIZED:
+        return {"dtype": DTYPES[dtype]}
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if dtype == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of bfloat16 at every layer of every pass
+    return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
+
+
+def plain_where_odd(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16 the fast path of bitsandbytes' 4-bit layers takes whole blocks alone, and fails on
+    others."""
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.out_features % 32 or module.in_features % 64
+        ):
+            module.support_avx512bf16_for_cpu = False
 
 
 class quiet:

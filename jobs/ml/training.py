@@ -12,9 +12,10 @@ from jobs.ml import store
 from jobs.ml.activations import ActivationStream
 from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.calibration import load_calibrated
-from jobs.ml.config import TrainConfig
+from jobs.ml.config import AUTO, TrainConfig
 from jobs.ml.determinism import set_up
 from jobs.ml.evaluate import evaluate
+from jobs.ml.language_model import precision_of
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Trainer
@@ -26,7 +27,7 @@ def source_of(stream: ActivationStream | CachedActivations) -> str:
     """Where the activations come from, in words."""
     if isinstance(stream, CachedActivations):
         return f"activations are read from {', '.join(str(reader.folder) for reader in stream.readers)}"
-    return f"forward passes of {stream.model_batch} sequences in {stream.model.dtype}"
+    return f"forward passes of {stream.model_batch} sequences in {precision_of(stream.model)}"
 
 
 def begin(
@@ -61,7 +62,7 @@ def begin(
         )
         return Trainer(config, source, device)
     earlier = store.read_json(begun) if begun.is_file() else {}
-    if earlier.get("device") == device and dtype in ("auto", earlier["dtype"]):
+    if earlier.get("device") == device and dtype in (AUTO, earlier["dtype"]):
         dtype, model_batch = earlier["dtype"], model_batch or earlier["model_batch"]
     model, dtype, rows = load_calibrated(model_folder, **place, dtype=dtype, rows=model_batch)
     if (now := {"device": device, "dtype": dtype, "model_batch": rows}) != earlier:
@@ -99,7 +100,7 @@ def finish(
         "epochs": trainer.tokens / stream.tokens_per_epoch,
         "seconds": round(trainer.seconds, 1),
         "stopped_early": trainer.stopped,
-        "dtype": str(stream.model.dtype).removeprefix("torch."),  # of the language model
+        "dtype": precision_of(stream.model),  # of the language model
         "model_batch": stream.model_batch,
         **{name: metrics.get(name) for name in ("fvu", "l0", "ce_recovered", "dead", "dense")},
         "evaluated_tokens": metrics.get("tokens"),

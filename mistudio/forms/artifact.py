@@ -25,7 +25,8 @@ class ArtifactForm(forms.ModelForm):
         for name, field in self.fields.items():
             if isinstance(field, ModelChoiceField):
                 rows: Any = field.queryset
-                field.queryset = rows.model.objects.of_team(team).filter(ready_at__isnull=False)
+                field.queryset = rows.model.offered(team)
+                self.explain_refusal(name, field)
                 if not field.required:
                     continue  # what may stay open is not chosen for the reader
                 field.empty_label = None
@@ -36,6 +37,15 @@ class ArtifactForm(forms.ModelForm):
     def references(self) -> list[BoundField]:
         """The fields that choose an object of the team."""
         return [self[name] for name, field in self.fields.items() if isinstance(field, ModelChoiceField)]
+
+    def explain_refusal(self, name: str, field: ModelChoiceField) -> None:
+        """What was chosen may be there and yet not be offered: the error says why."""
+        key = str(self.data.get(name) or "")
+        if key.isdecimal():
+            rows: Any = field.queryset
+            row = rows.model.objects.of_team(self.team).filter(pk=int(key)).first()
+            if row and row.ready and (why := row.refusal()):
+                field.error_messages["invalid_choice"] = why
 
     def already_sent(self) -> Artifact | None:
         """The object that this very form made before: a second click must not make a second one."""

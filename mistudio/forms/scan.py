@@ -2,15 +2,17 @@ from typing import Any
 
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.models import Sae, Scan
+from mistudio.models.language_model import Precision
 
 
 class ScanForm(ArtifactForm):
     class Meta:
         model = Scan
-        fields = ("sae", "tokenization", "n_tokens", "name")
-        labels = {"sae": "SAE", "n_tokens": "Held-out tokens"}
+        fields = ("sae", "tokenization", "n_tokens", "dtype", "name")
+        labels = {"sae": "SAE", "n_tokens": "Held-out tokens", "dtype": "Precision"}
         help_texts = {
             "tokenization": "Its held-out part is read.",
+            "dtype": "Of the language model. Empty: as in the training of the SAE.",
             "n_tokens": "Frequencies are measured on this many. Empty: 200,000, or all there are.",
         }
 
@@ -22,7 +24,9 @@ class ScanForm(ArtifactForm):
             tokenizations: Any = self.fields["tokenization"]
             tokenizations.queryset = tokenizations.queryset.filter(language_model=sae.language_model)
             self.initial["tokenization"] = sae.training.tokenization_id if sae.training else None
-        self.fields["tokenization"].required = self.fields["n_tokens"].required = False
+            self.initial.setdefault("dtype", precision_of(sae))
+        for name in ("tokenization", "n_tokens", "dtype"):
+            self.fields[name].required = False
 
     def clean(self) -> dict[str, Any]:
         data = super().clean()
@@ -30,6 +34,7 @@ class ScanForm(ArtifactForm):
         if sae is None:
             return data
         self.instance.sae = sae
+        data["dtype"] = data.get("dtype") or precision_of(sae)
         if data.get("tokenization") is None and "tokenization" not in self.errors and sae.training:
             data["tokenization"] = sae.training.tokenization
         tokenization = data.get("tokenization")
@@ -59,3 +64,8 @@ class ScanForm(ArtifactForm):
     def suggested_name(self) -> str:
         sae: Sae = self.sae or self.cleaned_data["sae"]
         return f"{sae.name}-scan"
+
+
+def precision_of(sae: Sae) -> str:
+    """That of the activations it was trained on, so that it reads the same."""
+    return (sae.training.computed_in if sae.training else "") or Precision.FLOAT32

@@ -4,6 +4,7 @@ from django import forms
 
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.models import ActivationCache, Tokenization, Training
+from mistudio.models.language_model import AUTO
 
 WIDEST = 2**20
 WIDTH, TOKENS = 2048, 1_000_000
@@ -65,7 +66,7 @@ class TrainingForm(ArtifactForm):
         super().__init__(*args, **kwargs)
         self.initial.setdefault("width", WIDTH)
         self.initial.setdefault("n_tokens", TOKENS)
-        self.initial.setdefault("dtype", Training.Precision.AUTO)
+        self.initial.setdefault("dtype", AUTO)
         for name in ("architecture", "width", "n_tokens", "batch_tokens", "seed", "dtype"):
             self.fields[name].required = False
         self.chosen = self._chosen_tokenization()
@@ -113,7 +114,7 @@ class TrainingForm(ArtifactForm):
         return self.cleaned_data["seed"] or 0
 
     def clean_dtype(self) -> str:
-        return self.cleaned_data["dtype"] or Training.Precision.AUTO
+        return self.cleaned_data["dtype"] or AUTO
 
     def clean_lr(self) -> float | None:
         value = self.cleaned_data["lr"]

@@ -25,6 +25,7 @@ class ActivationCache(Artifact):
     made again with one click."""
 
     NOUN, ROOM, KIND = "activation cache", "caches", "cache_activations"
+    BUILT_ON = ("language_model",)
 
     class Stored(models.TextChoices):
         BFLOAT16 = "bfloat16", "bfloat16, 2 bytes"

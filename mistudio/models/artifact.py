@@ -12,6 +12,7 @@ from django.db import models, transaction
 from django.urls import reverse
 from django.utils import timezone
 
+from jobs.errors import InvalidInput
 from jobs.models import Job, State
 from jobs.ownership import Owned
 from jobs.queue import submit
@@ -31,6 +32,7 @@ class Artifact(Owned):
     NOUN: ClassVar[str]  # what people call it: "training"
     ROOM: ClassVar[str]  # folder below MISTUDIO_DATA and first part of its address: "trainings"
     KIND: ClassVar[str]  # the job kind that makes it
+    BUILT_ON: ClassVar[tuple[str, ...]] = ()  # its fields with what must be whole before the job starts
 
     name = models.CharField(max_length=120)
     # Made by the page that offers the form: the same form sent twice makes one object.
@@ -106,8 +108,28 @@ class Artifact(Owned):
                 return rows.get(pk=int(reference))
             raise
 
+    @classmethod
+    def offered(cls, team: Any) -> models.QuerySet:
+        """What forms let a person choose."""
+        rows: Any = cls.objects.of_team(team)
+        rows = rows.filter(ready_at__isnull=False)
+        if "language_model" not in cls.BUILT_ON:
+            return rows
+        origin: Any = cls._meta.get_field("language_model").related_model
+        return rows.exclude(language_model__in=origin.unusable(team))
+
+    def refusal(self) -> str:
+        """Why nothing can be built on this; "" where nothing is wrong."""
+        if not self.ready:
+            return f"The {self.spoken()} is not ready."
+        return next((why for name in self.BUILT_ON if (why := getattr(self, name).refusal())), "")
+
     def start(self) -> Job:
-        """Hand the work to a worker. The stored `job` follows by the subject (see `follow_job`)."""
+        """Hand the work to a worker. The stored `job` follows by the subject (see `follow_job`). Raises InvalidInput
+        also where something it is built on cannot be used."""
+        for name in self.BUILT_ON:
+            if why := getattr(self, name).refusal():
+                raise InvalidInput(why, field=name)
         self.job = submit(
             self.kind,
             self.params(),
@@ -166,10 +188,22 @@ class Artifact(Owned):
                 found += rows.filter(**{relation.field.name: self})[:20]
         return found
 
+    def usage(self) -> list[dict[str, Any]]:
+        """How many of each kind are built on this one, with the newest and the address of their list."""
+        found = []
+        for relation in self._meta.related_objects:
+            model: Any = relation.related_model
+            if isinstance(model, type) and issubclass(model, Artifact):
+                rows: Any = model._default_manager.filter(**{relation.field.name: self})
+                if newest := rows.order_by("-pk").first():
+                    url = f"{reverse(f'{model._meta.model_name}s')}?{relation.field.name}={self.pk}"
+                    found.append({"noun": model.NOUN, "n": rows.count(), "newest": newest, "url": url})
+        return found
+
     def delete_with_files(self) -> None:
         """Raises InUse. The row goes first: a crash in between leaves files without a row, never the reverse."""
-        if self.job and self.job.state in State.unfinished():
-            raise InUse(self, [f"its unfinished job {self.job.pk}"])
+        if job := Job.objects.filter(subject=self.subject, state__in=State.unfinished()).first():
+            raise InUse(self, [f"its unfinished job {job.pk}"])
         if users := self.users():
             raise InUse(self, [user.spoken() for user in users])
         folder = self.folder
@@ -207,8 +241,8 @@ def subject_url(subject: str) -> str:
 
 
 def follow_job(sender: type[Job], instance: Job, created: bool, **_: Any) -> None:
-    """A new job of a subject, be it the first or a retry, is the one its artifact shows."""
-    if created and (artifact := artifact_of(instance.subject)):
+    """A new job that makes a subject, be it the first or a retry, is the one its artifact shows."""
+    if created and (artifact := artifact_of(instance.subject)) and instance.kind == artifact.KIND:
         rows: Any = type(artifact)._default_manager
         rows.filter(pk=artifact.pk).update(job=instance)
 

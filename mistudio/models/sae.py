@@ -11,6 +11,7 @@ class Sae(Artifact):
     """A trained, folded sparse autoencoder, with what was measured of it on held-out tokens."""
 
     NOUN, ROOM, KIND = "SAE", "saes", "train_sae"
+    BUILT_ON = ("language_model",)
 
     training = models.OneToOneField(Training, on_delete=models.PROTECT, null=True, blank=True, related_name="sae")
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="saes")

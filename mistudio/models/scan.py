@@ -3,6 +3,7 @@ from typing import Any
 from django.db import models
 
 from mistudio.models.artifact import Artifact
+from mistudio.models.language_model import RUN_PRECISIONS, Precision
 from mistudio.models.sae import Sae
 from mistudio.models.tokenization import Tokenization
 
@@ -11,6 +12,7 @@ class Scan(Artifact):
     """One pass over held-out tokens that collects the evidence for the features of an SAE."""
 
     NOUN, ROOM, KIND = "scan", "scans", "scan_features"
+    BUILT_ON = ("sae",)
 
     sae = models.ForeignKey(Sae, on_delete=models.PROTECT, related_name="scans")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="scans")
@@ -19,6 +21,9 @@ class Scan(Artifact):
     n_alive = models.PositiveIntegerField(null=True, editable=False)
     n_dead = models.PositiveIntegerField(null=True, editable=False)
     n_dense = models.PositiveIntegerField(null=True, editable=False)
+    dtype = models.CharField(
+        "precision", max_length=20, choices=RUN_PRECISIONS, default=Precision.FLOAT32
+    )  # of the language model while its activations are read
     result = models.JSONField(default=dict, editable=False)
 
     def params(self) -> dict[str, Any]:
@@ -28,8 +33,8 @@ class Scan(Artifact):
             "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
             "site": self.sae.site,
-            "dtype": (self.sae.training.computed_in if self.sae.training else "") or "float32",
             "tokens": self.n_tokens,
+            "dtype": self.dtype,
         }
 
     def delete_with_files(self) -> None:
@@ -42,4 +47,4 @@ class Scan(Artifact):
             measure(sae, sae.scans.filter(ready_at__isnull=False).order_by("-pk").first())
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
-        return [self.sae.name], {"tokenization": self.tokenization.name, "tokens": self.n_tokens}
+        return [self.sae.name], {"tokenization": self.tokenization.name, "tokens": self.n_tokens, "dtype": self.dtype}

@@ -15,6 +15,7 @@ class Tokenization(Artifact):
     """A dataset as the token ids of one language model, in rows of one length, with a held-out part."""
 
     NOUN, ROOM, KIND = "tokenization", "tokenizations", "tokenize"
+    BUILT_ON = ("language_model",)
 
     dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="tokenizations")
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="tokenizations")

@@ -6,7 +6,7 @@ from django.db import models
 from jobs.models import Job
 from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
-from mistudio.models.language_model import LanguageModel
+from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
 from mistudio.models.tokenization import Tokenization
 
 LOGGED = 2000  # steps, at most: a page reads them all
@@ -16,16 +16,11 @@ class Training(Artifact):
     """A run: a sparse autoencoder fitted to the activations of one site, with its metrics and checkpoints."""
 
     NOUN, ROOM, KIND = "training", "trainings", "train_sae"
+    BUILT_ON = ("language_model",)
 
     class Architecture(models.TextChoices):
         TOPK = "topk", "TopK"
         STANDARD = "standard", "ReLU + L1"
-
-    class Precision(models.TextChoices):
-        AUTO = "auto", "the fastest here"
-        FLOAT32 = "float32", "float32"
-        BFLOAT16 = "bfloat16", "bfloat16"
-        FLOAT16 = "float16", "float16"
 
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
@@ -41,7 +36,9 @@ class Training(Artifact):
     batch_tokens = models.PositiveIntegerField(default=4096)
     lr = models.FloatField(null=True, blank=True)
     seed = models.PositiveIntegerField(default=0)
-    dtype = models.CharField(max_length=10, choices=Precision.choices, default=Precision.FLOAT32)
+    dtype = models.CharField(
+        "precision", max_length=20, choices=RUN_PRECISIONS, default=Precision.FLOAT32
+    )  # of the language model while its activations are read
     result = models.JSONField(default=dict, editable=False)
 
     @property
@@ -97,7 +94,7 @@ class Training(Artifact):
     @property
     def computed_in(self) -> str:
         """The precision of the language model in this run, once it is settled."""
-        return self.result.get("dtype") or (self.dtype if self.dtype != self.Precision.AUTO else "")
+        return self.result.get("dtype") or (self.dtype if self.dtype != AUTO else "")
 
     @property
     def steps(self) -> int:

@@ -68,6 +68,8 @@ STATES = {  # state → (tone, icon, word)
     "ready": ("ok", "ok", "Ready"),
     "not started": ("idle", "todo", "Not started"),
     "evicted": ("idle", "x", "Evicted"),
+    "missing": ("fail", "warn", "Missing"),
+    "quarantined": ("fail", "warn", "Quarantined"),
     "stalled": ("warn", "warn", "Stalled"),
     "stopping": ("running", "stop", "Stopping"),
     "pausing": ("running", "pause", "Pausing"),

@@ -14,7 +14,7 @@ from django.urls import reverse
 
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.template import FORMS, TemplateForm
-from mistudio.models import Artifact, Template
+from mistudio.models import Artifact, LanguageModel, Template
 from mistudio.models.artifact import InUse
 
 PAGE = 50
@@ -35,9 +35,18 @@ def found(request: HttpRequest, model: type[Row], pk: int, *related: str) -> Row
 def listing(request: HttpRequest, rows: QuerySet, template: str, **context: Any) -> HttpResponse:
     q = request.GET.get("q", "").replace("\0", "").strip()
     total = rows.count()
+    of = built_on(request, rows.model)
     chosen = rows.filter(name__icontains=q) if q else rows
+    chosen = chosen.filter(language_model=of) if of else chosen
     page = Paginator(chosen.select_related("job", "owner"), PAGE).get_page(request.GET.get("page"))
-    return render(request, template, {"page_obj": page, "q": q, "total": total, **context})
+    return render(request, template, {"page_obj": page, "q": q, "of": of, "total": total, **context})
+
+
+def built_on(request: HttpRequest, model: type[Artifact]) -> LanguageModel | None:
+    """The language model whose tokenizations, trainings or SAEs alone are asked for."""
+    key = request.GET.get("language_model", "")
+    there = "language_model" in model.BUILT_ON and key.isdecimal() and len(key) < 19
+    return owned(request, LanguageModel).filter(pk=int(key)).first() if there else None
 
 
 def creation(

@@ -99,7 +99,10 @@ def test_training_gives_the_figures_and_a_folder_that_can_be_read(home) -> None:
     sae = load_sae(home / "again" / "sae")
     assert (sae.architecture, sae.width, sae.is_folded) == ("topk", 48, True)
     manifest = store.read_manifest(home / "again" / "sae")
+    measured = told.pop("measured")
     assert manifest["result"] == told
+    assert measured["load_seconds"] > 0 and measured["weight_bytes"] == 4 * tiny_model("llama").num_parameters()
+    assert measured["runs"]["8"]["tokens"] == 4000
     assert manifest["files"]["sae_weights.safetensors"]["sha256"]
     assert not (home / "again" / "checkpoints").exists()
 
@@ -117,7 +120,8 @@ def test_running_a_finished_kind_again_changes_nothing(home, kind, name) -> None
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     one = kind.run(params(kind, home, name), Context(1, 2, kind.STAGES))
     two = kind.run(params(kind, home, name), Context(1, 3, kind.STAGES))
-    assert one | {"seconds": 0} == two | {"seconds": 0}
+    of_this_run = {"seconds": 0, "measured": {}}
+    assert one | of_this_run == two | of_this_run
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

@@ -1,0 +1,63 @@
+"""Whether the files of a model are what they were when it was added. Needs nothing but the standard library."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jobs.ml.errors import CorruptData
+
+DAMAGED = "damaged.json"  # file name → what is wrong with it; there as long as something is
+MADE = "vocabulary.json"  # made from the tokenizer, and needed by every page that shows tokens
+CHUNK = 4 * 2**20
+HINT = "Fetch the model again from its page, or with restore_model: only what is damaged is fetched."
+
+
+def lost(folder: Path, files: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Name → what is wrong, of files [{"name", "bytes"}] that are gone or of another size. Reads none of them."""
+    return {file["name"]: wrong for file in files if (wrong := wrong_size(folder / file["name"], file["bytes"]))}
+
+
+def wrong_size(path: Path, expected: int) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return "is missing"
+    return "" if size == expected else f"has {size:,} bytes where it had {expected:,}"
+
+
+def examine(folder: Path, files: Iterable[dict[str, Any]], advance: Callable[[int], None]) -> dict[str, str]:
+    """Name → what is wrong, of files [{"name", "bytes", "sha256"}]. Reads them all; `advance` may raise to stop."""
+    found = {}
+    for file in files:
+        path = folder / file["name"]
+        if wrong := wrong_size(path, file["bytes"]):
+            advance(file["bytes"])
+        elif sha256(path, advance) != file["sha256"]:
+            wrong = "has other content: its SHA-256 is not the one it had when the model was added"
+        if wrong:
+            found[file["name"]] = wrong
+    return found
+
+
+def sha256(path: Path, advance: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
+
+
+def require_whole(folder: Path) -> None:
+    """Before a model is used: by what the last verification found, and by the sizes in its manifest. Raises
+    CorruptData."""
+    found = read(folder / DAMAGED) or lost(folder, read(folder / "manifest.json").get("files", ()))
+    if found:
+        said = ", ".join(f"{name} {wrong}" for name, wrong in found.items())
+        raise CorruptData(f"The language model in {folder} is damaged: {said}.", HINT)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
