@@ -20,7 +20,7 @@ from jobs.ml import hub, model_config
 from jobs.ml.errors import WithHint
 from jobs.ml.hub import HubError, HubFile, HubUnreachable, NoAccess, Repository
 from jobs.ml.model_config import DTYPE_BYTES, ConfigFacts
-from jobs.ml.model_files import VOCABULARIES, choose_files, weight_formats, why_left
+from jobs.ml.model_files import NOT_NEEDED, VOCABULARIES, choose_files, weight_formats, why_left
 
 LARGEST_LIST = 16 * 2**20  # bytes of a list of files: some 100,000 of them
 LARGEST_CONFIG = 2 * 2**20
@@ -150,6 +150,8 @@ def judged(found: Preview, answer: dict[str, Any]) -> Preview:
         found = replace(found, refusal=str(error).rstrip("."), hint=error.hint)
     taken = tuple(files[name] for name in chosen)
     left = tuple((file, why_left(file.name)) for name, file in files.items() if name not in chosen)
+    if not chosen:  # what would be taken is of no interest then
+        left = tuple((file, why) for file, why in left if why != NOT_NEEDED)
     stated = stated_parameters(answer)
     dtype = found.facts.dtype if found.facts else ""
     weights = sum(file.size or 0 for file in taken if file.name.endswith(".safetensors"))

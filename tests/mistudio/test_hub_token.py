@@ -127,8 +127,8 @@ def test_a_look_up_opens_what_is_gated_for_who_has_the_token(hub, alice, bob, cl
         url = reverse("hub_preview", args=["model"])
         return client_of(person).get(url, {"source": "owner/gated"}).content.decode()
 
-    assert "gated, and open to you" in look(alice) and "can be added" in look(alice)
-    assert "its files are closed to you" in look(bob) and "on your account page" in look(bob)
+    assert "gated, and open to you" in look(alice) and "Can be added" in look(alice)
+    assert "Its files are closed to you" in look(bob) and "on your account page" in look(bob)
     assert TOKEN not in look(alice) and WRONG not in look(bob)
 
 
