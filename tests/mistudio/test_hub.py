@@ -30,7 +30,7 @@ FILES = {
     "modeling_tiny.py": b"import os",
     "onnx/model.onnx": b"x",
 }
-SAID = {"cardData": {"license": "apache-2.0"}, "safetensors": {"total": 99_000}}
+SAID = {"cardData": {"license": "apache-2.0"}, "safetensors": {"parameters": {"F32": 99_000}, "total": 99_000}}
 
 
 @pytest.fixture(scope="module")
