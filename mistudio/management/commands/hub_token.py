@@ -21,7 +21,7 @@ def show(user: User) -> str:
 def store(user: User) -> str:
     form = HubTokenForm({"token": sys.stdin.readline()})
     if not form.is_valid():
-        raise CommandError(" ".join(form.errors["token"]))
+        raise CommandError(" ".join(map(str, form.errors["token"])))
     return f"Stored the token {HubToken.store(user, form.cleaned_data['token']).shown}."
 
 
