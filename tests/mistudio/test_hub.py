@@ -6,6 +6,7 @@ import time
 
 import pytest
 from django.conf import settings
+from django.core.management import CommandError, call_command
 from django.urls import reverse
 from huggingface_hub import constants
 
@@ -42,6 +43,7 @@ def server():
 @pytest.fixture
 def hub(server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
     server.repositories.clear()
     server.faults.clear()
     server.requests.clear()
@@ -239,3 +241,16 @@ def test_a_look_up_costs_no_query_beyond_the_session(hub, client_of, alice, djan
 def test_only_those_who_signed_in_may_ask(client, hub):
     assert client.get(reverse("hub_preview", args=["model"]), {"source": "owner/tiny"}).status_code == 302
     assert hub.requests == [] and settings.LOGIN_URL == "login"
+
+
+def test_the_command_says_the_same(hub, capsys):
+    call_command("look_up", "owner/tiny")
+    said = capsys.readouterr().out
+    for shown in (hub.repositories[("model", "owner/tiny")].commit, "apache-2.0", "390.8 KiB in 3 files", "99.0 k"):
+        assert shown in said
+    call_command("look_up", "owner/tiny", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["model_type"] == "llama" and len(found["taken"]) == 3
+    for wrong in ("owner/tinny", "a/b/c"):
+        with pytest.raises(CommandError, match="Did you mean owner/tiny|neither a path nor an id"):
+            call_command("look_up", wrong)
