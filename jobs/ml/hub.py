@@ -155,19 +155,17 @@ def hub_file(sibling: Any) -> HubFile:
     return HubFile(sibling.rfilename, sibling.size, sha256, "" if sha256 else sibling.blob_id or "")
 
 
-def check_access(repository: Repository, patience: Patience) -> None:
-    """Anyone may list a gated repository; whether its files may be had is known when one is asked for.
-
-    Raises NoAccess, NotOnHub, HubUnreachable.
+def check_access(repository: Repository, patience: Patience, token: str = "", seconds: float | None = None) -> None:
+    """Anyone may list a gated repository; whether its files may be had is known when one is asked for: the largest,
+    since a card may be open to all. Raises NoAccess, NotOnHub, HubUnreachable.
     """
     if not repository.files:
         return
-    url, timeout = repository.url(repository.files[0].name), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    url = repository.url(max(repository.files, key=lambda file: file.size or 0).name)
+    headers, timeout = build_hf_headers(token=token or None), seconds or constants.HF_HUB_DOWNLOAD_TIMEOUT
 
     def ask() -> None:
-        hf_raise_for_status(
-            get_session().head(url, headers=build_hf_headers(), follow_redirects=False, timeout=timeout)
-        )
+        hf_raise_for_status(get_session().head(url, headers=headers, follow_redirects=False, timeout=timeout))
 
     with explained(repository.kind, repository.id, repository.commit):
         persevere(ask, patience)

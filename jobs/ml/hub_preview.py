@@ -20,7 +20,7 @@ from jobs.ml import hub, model_config
 from jobs.ml.errors import WithHint
 from jobs.ml.hub import HubError, HubFile, HubUnreachable, NoAccess, Repository
 from jobs.ml.model_config import DTYPE_BYTES, ConfigFacts
-from jobs.ml.model_files import VOCABULARIES, choose_files, weight_formats, why_left
+from jobs.ml.model_files import NOT_NEEDED, VOCABULARIES, choose_files, weight_formats, why_left
 
 LARGEST_LIST = 16 * 2**20  # bytes of a list of files: some 100,000 of them
 LARGEST_CONFIG = 2 * 2**20
@@ -117,24 +117,18 @@ def by_ending(files: tuple[HubFile, ...]) -> dict[str, tuple[int, int]]:
 
 def with_access(found: Preview, token: str, until: float) -> Preview:
     """Anyone may list a gated repository; whether its files may be had is known when one is asked for."""
-    names = {file.name: file for file in found.repository.files}
-    smallest = min(found.repository.files, key=lambda file: file.size or 0, default=None)
-    asked_for = names.get("config.json") or smallest
-    if found.repository.kind == "model" and "config.json" not in names or asked_for is None:
-        return found
-    if found.repository.kind == "dataset" and not (found.gated or found.private):
-        return found
+    repository = found.repository
     try:
-        with asked(found.repository.kind, found.repository.id, found.repository.commit, None, until):
-            text = hub.read_bounded(found.repository.url(quote(asked_for.name)), LARGEST_CONFIG, until, token)
+        if repository.kind == "dataset" and (found.gated or found.private):
+            hub.check_access(repository, hub.Patience(tries=1), token, max(0.1, until - time.monotonic()))
+        if repository.kind == "model" and "config.json" in {file.name for file in repository.files}:
+            with asked("model", repository.id, repository.commit, None, until):
+                text = hub.read_bounded(repository.url("config.json"), LARGEST_CONFIG, until, token)
+            config = model_config.parse(text)
+            found = replace(found, facts=model_config.facts(config))
+            model_config.require_known(config)
     except HubError as error:
         return replace(found, closed=str(error), closed_hint=error.hint)
-    if found.repository.kind == "dataset":
-        return found
-    try:
-        config = model_config.parse(text)
-        found = replace(found, facts=model_config.facts(config))
-        model_config.require_known(config)
     except WithHint as error:
         return replace(found, refusal=str(error).rstrip("."), hint=error.hint)
     return found
@@ -150,6 +144,8 @@ def judged(found: Preview, answer: dict[str, Any]) -> Preview:
         found = replace(found, refusal=str(error).rstrip("."), hint=error.hint)
     taken = tuple(files[name] for name in chosen)
     left = tuple((file, why_left(file.name)) for name, file in files.items() if name not in chosen)
+    if not chosen:  # what would be taken is of no interest then
+        left = tuple((file, why) for file, why in left if why != NOT_NEEDED)
     stated = stated_parameters(answer)
     dtype = found.facts.dtype if found.facts else ""
     weights = sum(file.size or 0 for file in taken if file.name.endswith(".safetensors"))

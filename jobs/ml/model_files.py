@@ -39,8 +39,9 @@ VOCABULARIES = {
 }
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+NOT_NEEDED = "not needed"
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-PICKLES = (*UNSAFE, ".h5", ".msgpack")
+FOREIGN = (".h5", ".msgpack")  # of TensorFlow and Flax
 
 
 def choose_files(names: Collection[str]) -> list[str]:
@@ -66,13 +67,15 @@ def why_left(name: str) -> str:
         return "in a subfolder"
     if name.endswith(".py"):
         return "a program; never run"
-    if name.endswith(PICKLES):
-        return "can run code when opened" if name.endswith(UNSAFE) else "weights for another library"
+    if name.endswith(UNSAFE):
+        return "can run code when opened"
+    if name.endswith(FOREIGN):
+        return "weights for another library"
     if name.endswith((".safetensors", ".safetensors.index.json")):
         return "the same weights another time, or an adapter"
     if name.endswith((".gguf", ".onnx", ".tflite", ".mlmodel")):
         return "weights for another program"
-    return "not needed"
+    return NOT_NEEDED
 
 
 def weight_formats(names: Collection[str]) -> list[str]:
@@ -107,13 +110,13 @@ def no_weights(names: Collection[str]) -> Unusable:
             "this is an adapter, not a model: adapter_model.safetensors",
             "Merge it into its base model with peft (merge_and_unload, then save_pretrained).",
         )
-    if pickles := [name for name in top if name.endswith(PICKLES)]:
+    if pickles := [name for name in top if name.endswith(UNSAFE)]:
         return Unusable(
             f"the weights are in {', '.join(pickles[:3])} alone, a format that can run code when opened",
             "miStudio reads only safetensors. Choose a revision that has model.safetensors, or convert it "
             "where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(folder).",
         )
-    other = [name for name in top if name.endswith((".safetensors", ".gguf", ".onnx"))]
+    other = [name for name in top if name.endswith((".safetensors", ".gguf", ".onnx", *FOREIGN))]
     found = f"; there is {', '.join(other[:3])}" if other else ""
     return Unusable(f"no weights: model.safetensors is missing{found}", "Give the folder that save_pretrained wrote.")
 

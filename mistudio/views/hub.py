@@ -78,7 +78,7 @@ def bounded(ask: Callable[..., Any], *arguments: str) -> Any:
 def found(kind: str, source: str, revision: str, token: str) -> dict[str, Any]:
     """Raises HubError, an OSError."""
     seen = bounded(ask, kind, source, revision, token)
-    from jobs.ml.disk import RESERVE
+    from jobs.ml.disk import RESERVE, size
 
     free = shutil.disk_usage(settings.MISTUDIO_DATA).free
     rate = settings.DOWNLOAD_RATE
@@ -88,7 +88,7 @@ def found(kind: str, source: str, revision: str, token: str) -> dict[str, Any]:
         "seen": seen,
         "free": free,
         "missing": missing,
-        "rate": rate,
+        "rate": rate and size(rate),
         "seconds": seconds,
         "shown": FILES_SHOWN,
         "shown_slice": f":{FILES_SHOWN}",

@@ -8,7 +8,7 @@ import sys
 import pytest
 from django.conf import settings
 from django.contrib.messages import get_messages
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.urls import reverse
 from huggingface_hub import constants
 
@@ -32,6 +32,7 @@ WRONG = "hf_" + "wrong" * 6
 def hub(monkeypatch):
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield server
@@ -127,8 +128,8 @@ def test_a_look_up_opens_what_is_gated_for_who_has_the_token(hub, alice, bob, cl
         url = reverse("hub_preview", args=["model"])
         return client_of(person).get(url, {"source": "owner/gated"}).content.decode()
 
-    assert "gated, and open to you" in look(alice) and "can be added" in look(alice)
-    assert "its files are closed to you" in look(bob) and "on your account page" in look(bob)
+    assert "gated, and open to you" in look(alice) and "Can be added" in look(alice)
+    assert "Its files are closed to you" in look(bob) and "on your account page" in look(bob)
     assert TOKEN not in look(alice) and WRONG not in look(bob)
 
 
@@ -178,6 +179,23 @@ def test_the_admin_shows_that_there_is_one_and_not_what_it_is(alice, admin_clien
     ):
         page = admin_client.get(url).content.decode()
         assert "hf_…open" in page and TOKEN not in page and stored.sealed not in page
+
+
+def test_the_command_reads_the_token_from_its_input(hub, alice, monkeypatch, capsys):
+    def hub_token(action, typed=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        call_command("hub_token", action, user="alice")
+        return capsys.readouterr().out
+
+    assert "has stored no token" in hub_token("show")
+    assert "Stored the token hf_…open" in hub_token("store", f"{TOKEN}\n")
+    assert "hf_…open, stored" in hub_token("show")
+    assert "belongs to alice-on-the-hub" in hub_token("check")
+    with pytest.raises(CommandError, match="no token"):
+        hub_token("store", "x y\n")
+    assert "Removed" in hub_token("remove") and token_of(alice.pk) == ""
+    with pytest.raises(CommandError, match="has stored no token"):
+        hub_token("check")
 
 
 def add(person, source):
