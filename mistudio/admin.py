@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 
 from jobs.errors import InvalidInput
 from jobs.queue import request_cancel, retry
-from mistudio.models import ARTIFACTS, Artifact, Feature, Membership, Team, User
+from mistudio.models import ARTIFACTS, Artifact, DatasetPart, Feature, Membership, Team, User
 from mistudio.models.artifact import InUse
 
 admin.site.site_header = "miStudio data"
@@ -126,6 +126,20 @@ class FeatureAdmin(admin.ModelAdmin):
     @admin.display(description="on the site")
     def page(self, row: Feature) -> str:
         return link(row.get_absolute_url(), "open")
+
+
+@admin.register(DatasetPart)
+class DatasetPartAdmin(admin.ModelAdmin):
+    list_display = ("__str__", "weight", "n_documents", "n_bytes", "n_duplicates", "ended")
+    list_select_related = ("mixture", "dataset")
+    search_fields = ("mixture__name", "dataset__name")
+    readonly_fields = tuple(field.name for field in DatasetPart._meta.fields)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # a mixture that is made stays as it is
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 class MembershipInline(admin.TabularInline):
