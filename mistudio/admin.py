@@ -13,6 +13,7 @@ from jobs.queue import request_cancel, retry
 from mistudio.models import (
     ARTIFACTS,
     Artifact,
+    DatasetPart,
     Feature,
     HubToken,
     LanguageModel,
@@ -176,6 +177,20 @@ class UploadAdmin(admin.ModelAdmin):
         for row in rows:
             row.delete_with_file()
         self.message_user(request, "Deleted, with their files.", messages.SUCCESS)
+
+
+@admin.register(DatasetPart)
+class DatasetPartAdmin(admin.ModelAdmin):
+    list_display = ("__str__", "weight", "n_documents", "n_bytes", "n_duplicates", "ended")
+    list_select_related = ("mixture", "dataset")
+    search_fields = ("mixture__name", "dataset__name")
+    readonly_fields = tuple(field.name for field in DatasetPart._meta.fields)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # a mixture that is made stays as it is
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 class MembershipInline(admin.TabularInline):

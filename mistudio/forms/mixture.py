@@ -45,11 +45,14 @@ class MixtureForm(ArtifactForm):
 
     def add_row(self, n: int) -> None:
         choices = [("", "none"), *((key, row.name) for key, row in self.ready.items())]
-        number = forms.NumberInput(attrs={"step": "any", "min": "0"})
+        weight = forms.NumberInput(attrs={"step": "any", "min": "0", "placeholder": "1"})
+        size = forms.TextInput(attrs={"placeholder": "all, or 500 MB"})
         self.fields[f"part_{n}"] = forms.ChoiceField(choices=choices, required=False, label=f"Dataset {n + 1}")
-        self.fields[f"weight_{n}"] = forms.FloatField(required=False, label="Weight", widget=number)
-        self.fields[f"documents_{n}"] = forms.IntegerField(required=False, min_value=1, label="At most, documents")
-        self.fields[f"bytes_{n}"] = ByteSizeField(required=False, label="At most, text")
+        self.fields[f"weight_{n}"] = forms.FloatField(required=False, label="Weight", widget=weight)
+        self.fields[f"documents_{n}"] = forms.IntegerField(
+            required=False, min_value=1, label="Most documents", widget=forms.NumberInput(attrs={"placeholder": "all"})
+        )
+        self.fields[f"bytes_{n}"] = ByteSizeField(required=False, label="Most text", widget=size)
 
     @property
     def rows(self) -> list[list[forms.BoundField]]:
