@@ -62,9 +62,9 @@ class Preparation:
         assert self.template is not None  # or there would be no messages
         removed: dict[str, int] = {}
         if self.rules:
-            _, whole = sift("\n\n".join(message["content"] for message in messages), self.rules)
+            left, whole = sift("\n\n".join(message["content"] for message in messages), self.rules)
             messages = [self.sifted(message, removed) for message in messages]
-            if not _:
+            if not left:
                 return Document("", None, whole, last(whole))
         try:
             text, counted = self.template.render(messages)

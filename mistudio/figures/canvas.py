@@ -88,7 +88,7 @@ class Plot:
         parts = [part for tick in self.y.ticks for part in self.y_tick(tick)]
         parts.append(mark("line", "axis", x1=LEFT, x2=self.right, y1=self.bottom, y2=self.bottom))
         for index, tick in enumerate(self.x.ticks):
-            label = power(tick) if powers else short(tick)
+            label = power(tick, self.x.high <= 0) if powers else short(tick)
             label += f" {x_unit}" if x_unit and index == 0 and not powers else ""
             share = self.x.share(tick)
             anchor = "end" if share > 0.95 else "mid" if share > 0.05 else ""
@@ -124,6 +124,12 @@ class Plot:
         return format_html('<rect class="{}"{}><title>{}</title></rect>', ink, attributes, words)
 
 
-def power(exponent: float) -> str:
-    """0.001 as people compare rates: 1 in 1,000."""
-    return "all" if exponent == 0 else f"1 in {short(10.0**-exponent)}" if exponent < 0 else short(10.0**exponent)
+def power(exponent: float, share: bool) -> str:
+    """0.001 as people compare rates: 1 in 1,000. Of a share, 1 is all."""
+    return (
+        "all"
+        if share and exponent == 0
+        else f"1 in {short(10.0**-exponent)}"
+        if exponent < 0
+        else short(10.0**exponent)
+    )

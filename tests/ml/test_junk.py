@@ -9,7 +9,7 @@ from jobs.ml.packing import pack
 from tests.ml.tiny import decoder_tokenizer, documents
 
 CODE = "def f(x):\n    if x:\n        return {'a':  1}\n\n    return None  # nothing to be returned from here\n"
-PROSE = "The cat sat on the mat, and the dog ran over the hills while rain fell. " * 3 + "The end."
+PROSE = "The cat sat on the mat, and the dog ran over the hills while rain fell. " * 4 + "The end."
 HINDI = "बिल्ली चटाई पर बैठी थी और कुत्ता पहाड़ियों पर दौड़ रहा था जबकि बारिश हो रही थी। " * 4
 
 

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,23 @@ def test_large_vocabularies_take_four_bytes_a_token(tmp_path) -> None:
     quickly(["word65990 " * 40], tmp_path, tokenizer)
     assert np.load(tmp_path / "train-00000.ids.npy").dtype == np.uint32
     assert 300 + 65_990 in all_rows(tmp_path, "train")[0]
+
+
+def test_memory_does_not_grow_with_the_documents(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("jobs.ml.pieces.BATCH", 50_000)  # some 200 of them
+    texts = documents(200)
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        stream = (texts[i % 200] for i in range(n))
+        pack(lambda start: stream, decoder_tokenizer(), tmp_path / str(n), context_length=64, shard_tokens=2**14)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(100)  # what is loaded at the first time
+    short, long = peak(1_000), peak(4_000)
+    assert long < 1.2 * short < 2**24
 
 
 def test_rows_come_in_the_order_asked_for_across_shards(tmp_path) -> None:
