@@ -75,6 +75,14 @@ def exact_axis(low: float, high: float) -> Axis:
     return Axis(low, high, ticks=tuple(step * i for i in range(first, last + 1)))
 
 
+def stretch_axis(low: float, high: float) -> Axis:
+    """From the one positive value to the other by their logarithm, with ticks at 1, 2 and 5 times powers of ten."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    places = [step * 10.0**exponent for exponent in range(first, last + 1) for step in (1, 2, 5)]
+    ticks = [place for place in places if low <= place <= high]
+    return Axis(low, high, log=True, ticks=tuple(ticks[:: max(1, -(-len(ticks) // 8))]))
+
+
 def decades_axis(low: float, high: float) -> Axis:
     """An axis of log10 values, with ticks at whole decades."""
     every = max(1, -(-math.floor(high - low) // 3))  # "1 in 100 k" is a long label
