@@ -14,8 +14,9 @@ BEFORE, AFTER, SHOWN = 8, 5, 12  # tokens around an outlier; outliers
 
 def norm_figure(site: str, statistics: dict[str, Any]) -> SafeString:
     said = statistics["histogram"]
+    edges = [10.0**power for power in said["edges"]]
     title = f"Norms of {site}, n = {statistics['tokens']:,} tokens"
-    return histogram(said["counts"], said["edges"], title=title, x_label="norm", powers=True, activation=True)
+    return histogram(said["counts"], edges, title=title, stretch=True, activation=True, width=720, height=190)
 
 
 def outliers(cache: ActivationCache, statistics: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 STORED = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}  # bytes an entry
-SHARD_TOKENS = 2**16
+SHARD_TOKENS = 2**15
 SHARD_BYTES = 2**28  # of one site
 BUFFER_BYTES = 2**30  # of all sites together: what a shard takes in memory before it is written
 

@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():  # rename(2) does not replace a folder that has files in it
             shutil.rmtree(path)
         temporary.replace(path)
-        sync(path.parent)
+        flush(path.parent)
     finally:
         remove(temporary)
 
@@ -39,7 +39,12 @@ def sync(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             if child.is_file():
-                sync(child)
+                flush(child)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """To the disk: a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

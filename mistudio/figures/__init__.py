@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from django.utils.safestring import SafeString, mark_safe
 
-from mistudio.figures.axes import counts_axis, decades_axis, exact_axis, linear_axis, log_axis, short, span_axis
+from mistudio.figures.axes import (
+    counts_axis,
+    decades_axis,
+    exact_axis,
+    linear_axis,
+    log_axis,
+    short,
+    span_axis,
+    stretch_axis,
+)
 from mistudio.figures.canvas import Plot, drawing, empty_chart, mark, polyline
 from mistudio.figures.series import Point, drawable, finite, moving_average, thinned
 from mistudio.formats import NONE, significant, thousands
@@ -111,12 +120,14 @@ def histogram(
     log: bool = True,
     activation: bool = False,
     powers: bool = False,
+    stretch: bool = False,
     width: int = 360,
     height: int = 140,
 ) -> SafeString:
     """Bars of counts between edges, of which there is one more. On a log scale an empty bin has no bar.
 
-    `activation`: in amber, for what the model did. `powers`: the edges are log10 of what is meant."""
+    `activation`: in amber, for what the model did. `powers`: the edges are log10 of what is meant.
+    `stretch`: the edges, all above 0, stand by their logarithm."""
     rows = zip(edges[:-1], edges[1:], counts, strict=False)
     known = [(drawable(low), drawable(high), drawable(count) or 0.0) for low, high, count in rows]
     bins = [(low, high, count) for low, high, count in known if low is not None and high is not None and high > low]
@@ -124,7 +135,7 @@ def histogram(
     if most <= 0:
         return empty_chart(title, width, height)
     first, last = min(low for low, *_ in bins), max(high for _, high, _ in bins)
-    x_axis = decades_axis(first, last) if powers else exact_axis(first, last)
+    x_axis = (decades_axis if powers else stretch_axis if stretch else exact_axis)(first, last)
     plot = Plot(width, height, x_axis, counts_axis(most) if log else linear_axis([max(4.0, most)], 0.0))
     ink = "bar act" if activation else "bar one"
     bars = [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mistudio.formats import fixed, sci, si, significant
 
@@ -73,6 +73,17 @@ def exact_axis(low: float, high: float) -> Axis:
     step = nice_step(high - low)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return Axis(low, high, ticks=tuple(step * i for i in range(first, last + 1)))
+
+
+def stretch_axis(low: float, high: float) -> Axis:
+    """From the one positive value to the other by their logarithm, with ticks at 1, 2 and 5 times powers of ten; evenly
+    spaced ones where these are too few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    places = [step * 10.0**exponent for exponent in range(first, last + 1) for step in (1, 2, 5)]
+    ticks = [place for place in places if low <= place <= high]
+    if len(ticks) < 3:
+        return replace(exact_axis(low, high), log=True)
+    return Axis(low, high, log=True, ticks=tuple(ticks[:: max(1, -(-len(ticks) // 8))]))
 
 
 def decades_axis(low: float, high: float) -> Axis:

@@ -46,9 +46,9 @@ class ActivationCacheForm(ArtifactForm):
         labels = {"split": "Part", "n_tokens": "Tokens to read", "stored": "Stored as"}
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
-            "split": "Train on the one, measure on the other. Empty: train.",
+            "split": "Of the text. Trainings read the one, measurements the other. Empty: train.",
             "n_tokens": "Whole sequences from the beginning. Empty: all there are.",
-            "stored": "int8 takes half the room and off by 1/254 of a token's largest entry at most. Empty: bfloat16.",
+            "stored": "int8 is half as large, and off by 1/254 of a token's largest entry at most. Empty: bfloat16.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -54,7 +54,7 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
                 item("Models", "languagemodels", "model", many(LanguageModel)),
                 item("Datasets", "datasets", "data", many(Dataset)),
                 item("Tokenizations", "tokenizations", "cache", many(Tokenization)),
-                item("Activation caches", "activationcaches", "columns", many(ActivationCache)),
+                item("Caches", "activationcaches", "columns", many(ActivationCache)),
                 item("Trainings", "trainings", "train", many(Training), pin=True),
                 item("Templates", "templates", "star", many(Template)),
             ],

@@ -226,6 +226,15 @@ def test_the_axis_of_a_histogram_ends_where_its_last_bin_ends():
     assert max(bars) == pytest.approx(342, abs=2)
 
 
+def test_a_stretched_histogram_gives_equal_ratios_equal_widths_with_round_ticks_between():
+    svg = histogram([5, 5, 5], [1.0, 10.0, 100.0, 1000.0], title="t", stretch=True)
+    widths = [float(rect.get("width")) for rect in parsed(svg).iter("rect")]
+    assert widths == pytest.approx([widths[0]] * 3, abs=0.2)
+    words = [text.text for text in parsed(svg).iter("text")]
+    assert "100" in words or "50" in words
+    assert title(svg) == "t: 15 tokens, from 1.00 to 1,000."
+
+
 def test_a_histogram_says_how_many_it_counts():
     assert title(histogram([3, 4], [0, 1, 2], title="Activations")) == "Activations: 7 tokens, from 0 to 2.00."
 
