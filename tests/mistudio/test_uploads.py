@@ -455,6 +455,13 @@ def test_source_and_files_together_are_refused_and_neither_too(client):
     assert "required" in form(client).context["form"].errors["source"][0]
 
 
+def test_the_same_page_still_takes_a_path(client, tmp_path):
+    (tmp_path / "texts.jsonl").write_bytes(jsonl(7))
+    assert form(client, source=str(tmp_path / "texts.jsonl")).status_code == 302
+    made = work(Dataset.objects.get())
+    assert (made.n_documents, made.uploaded, made.source) == (7, [], str(tmp_path / "texts.jsonl"))
+
+
 def test_the_form_sent_twice_makes_one_dataset(client):
     upload, submission = send(client, jsonl(9)), str(uuid.uuid4())
     answers = [form(client, uploads=[upload.pk], submission=submission) for _ in range(2)]
