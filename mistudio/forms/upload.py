@@ -7,6 +7,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.core.validators import MaxLengthValidator
 
 from jobs.ml.beginnings import ENDINGS
+from jobs.ml.text_files import PACKINGS
 from mistudio.formats import binary
 from mistudio.forms.dataset import DatasetForm
 from mistudio.models import Dataset, Team, Upload, User
@@ -102,7 +103,7 @@ class UploadedDatasetForm(DatasetForm):
         if not self.chosen:
             return super().suggested_name()
         name = Path(self.chosen[0].name)
-        return name.name.removesuffix("".join(name.suffixes[-2:])) or name.stem
+        return Path(name.stem).stem if name.suffix.lower() in PACKINGS else name.stem
 
     def save(self, commit: bool = True) -> Dataset:
         self.instance.uploaded = distinct([upload.name for upload in self.chosen])

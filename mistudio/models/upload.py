@@ -18,6 +18,7 @@ from django.db import models, transaction
 from django.db.models import F, Sum
 from django.utils import timezone
 
+from jobs.errors import InvalidInput
 from jobs.ml.beginnings import check_beginning
 from jobs.ml.disk import DiskFull, require_space
 from jobs.ml.errors import Unusable
@@ -256,15 +257,27 @@ def disk_says(error: OSError) -> Refused:
 
 
 def hand_over(uploads: Iterable[Upload], dataset: Dataset) -> None:
-    """Give a dataset its own links to the files, so that it can be tried again when the uploads are swept away."""
+    """Give a dataset its own links to the files, so that it can be tried again when the uploads are swept away.
+
+    Raises InvalidInput for a file that is gone."""
     folder = dataset.upload_folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for upload, name in zip(uploads, dataset.uploaded, strict=True):
         try:
-            os.link(upload.path, folder / name)
-        except OSError:  # no links on this file system
-            shutil.copyfile(upload.path, folder / name)
+            link_or_copy(upload.path, folder / name)
+        except OSError as error:
+            said = f"{upload.name} cannot be taken over: {error.strerror or error}."
+            raise InvalidInput(said, "Choose it again.", "uploads") from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # no links on this file system
+        shutil.copyfile(source, target)
 
 
 def used_up(dataset: Dataset) -> None:

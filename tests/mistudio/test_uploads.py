@@ -366,7 +366,7 @@ def test_uploaded_files_become_a_dataset_and_are_then_removed(client, alice, dja
         answer = form(client, uploads=[one.pk, two.pk], text_column="text")
         made = work(Dataset.objects.get())
     assert answer.url == made.get_absolute_url()
-    assert (made.name, made.n_documents, made.source) == ("first", 50, "uploaded: first.part.jsonl and 1 more")
+    assert (made.name, made.n_documents, made.source) == ("first.part", 50, "uploaded: first.part.jsonl and 1 more")
     assert not Upload.objects.exists() and not one.folder.exists() and not made.upload_folder.exists()
     page = client.get(made.get_absolute_url()).content.decode()
     assert "uploaded: first.part.jsonl and 1 more" in page and str(made.upload_folder) not in page
@@ -453,6 +453,14 @@ def test_source_and_files_together_are_refused_and_neither_too(client):
     both = form(client, uploads=[upload.pk], source="owner/texts").context["form"].errors
     assert "Files are chosen, too" in both["source"][0]
     assert "required" in form(client).context["form"].errors["source"][0]
+
+
+def test_a_file_that_went_meanwhile_is_an_error_of_the_form_and_makes_no_dataset(client):
+    upload = send(client, jsonl(9))
+    upload.path.unlink()
+    answer = form(client, uploads=[upload.pk], text_column="body")
+    assert answer.status_code == 422 and 'value="body"' in answer.content.decode()
+    assert "Choose it again" in answer.context["form"].errors["uploads"][0] and not Dataset.objects.exists()
 
 
 def test_the_same_page_still_takes_a_path(client, tmp_path):
