@@ -13,6 +13,7 @@ from jobs.kinds.verify_model import check_files, examine, remember
 
 LABEL = "Fetch language model again"
 QUEUE = "cpu"
+HUB = True  # its process gets the token of its owner
 RESUMABLE = True
 STAGES = {"verify": 40.0, "look up": 2.0, "fetch": 56.0, "describe": 2.0}
 ON_SUCCESS = "mistudio.ingest.verification"
