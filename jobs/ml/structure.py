@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from jobs.ml.sites import find_blocks, list_sites
+from jobs.ml.blocks import UnsupportedModel, find_blocks
+from jobs.ml.sites import list_sites
 
 EMBEDDINGS, HEAD, NORM, OTHER = "Embeddings", "Head", "Final norm", "Other modules"
 
@@ -35,7 +36,7 @@ class Group:
 
 
 def describe(model: PreTrainedModel) -> list[Group]:
-    """In the order embeddings, blocks, what follows them, head. Works on the meta device. Raises UnsupportedModel."""
+    """In the order embeddings, blocks, what follows them, head. Works on the meta device."""
     reader = Reader(model)
     outside = [(title_of(model, path, module), reader.read(path, path, module)) for path, module in reader.outside()]
     blocks = [(n, [reader.read(path, full, m) for path, full, m in reader.block(n)]) for n in range(len(reader.blocks))]
@@ -47,10 +48,18 @@ def describe(model: PreTrainedModel) -> list[Group]:
     return [group for group in groups if group.modules]
 
 
+def blocks_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """None in a model of another build: all of its modules stand side by side."""
+    try:
+        return find_blocks(model)
+    except UnsupportedModel:
+        return "", nn.ModuleList()
+
+
 class Reader:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.path, self.blocks = find_blocks(model)
+        self.path, self.blocks = blocks_of(model)
         self.full = get_keys_to_not_convert(model)  # what bitsandbytes leaves as it is
         self.read_at = {site.path for site in list_sites(model)}
         self.counted: set[int] = set()

@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_documents(tmp_path, monkeypatch) -> None:
 
     peak(100)  # what is loaded at the first time
     short, long = peak(1_000), peak(4_000)
-    assert long < 1.2 * short < 2**24
+    assert long < 1.5 * short < 2**24  # of four times as many
 
 
 def test_rows_come_in_the_order_asked_for_across_shards(tmp_path) -> None:
