@@ -54,14 +54,17 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml.activation_cache import write_cache
     from jobs.ml.determinism import set_up
     from jobs.ml.language_model import load_model
+    from jobs.ml.meter import Meter
     from jobs.ml.tokens import TokenShards
 
     shards = TokenShards(params.tokens_folder, params.split)
     ctx.stage("verify", total=1)
+    meter, loaded = Meter(), []
 
     def load() -> Any:
         ctx.stage("load")
-        return load_model(params.model_folder, set_up(0), params.dtype)
+        loaded.append(load_model(params.model_folder, set_up(0), params.dtype))
+        return loaded[0]
 
     def on_progress(done: int, total: int) -> None:
         if ctx.snapshot.stage != "read":
@@ -87,11 +90,14 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         on_verify=on_verify,
         on_damage=lambda names: ctx.log(f"missing or changed, computed again: {', '.join(names)}"),
     )
+    rows = manifest["plan"]["model_batch"]
+    meter.run(rows, shards.context_length, written, seconds)
     return {
         "tokens": manifest["tokens"],
         "sequences": manifest["plan"]["sequences"],
         "shards": len(manifest["shards"]),
-        "model_batch": manifest["plan"]["model_batch"],
+        "model_batch": rows,
         "statistics": manifest["statistics"],
         "tokens_per_second": written / seconds if written else None,  # None: there was nothing left to do
+        "measured": meter.report(loaded[0]) if loaded else None,
     }

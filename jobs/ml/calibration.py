@@ -30,6 +30,7 @@ FILE = "calibration.json"
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 FEWEST_TOKENS = 512  # in a pass: with fewer, what is done once per pass weighs more than a trial can show
 SECONDS = 1.5  # for all row counts of one precision, unless single passes take longer
+TURNS = 10  # passes of each, at most: of a small model they take far less than that
 CLOSE = 0.97  # of the best rate: of the row counts this close to it the smallest is chosen, it needs the least memory
 FASTER = 1.2  # times the rate of float32 a CPU must reach in bfloat16 that `auto` means it
 
@@ -102,8 +103,9 @@ def measure(model: PreTrainedModel, site: Site, context_length: int) -> dict[str
         sizes.append(rows)
         if time.monotonic() - began > SECONDS / 2 or peak_bytes(model.device) - before > spare:
             break
-    times = dict.fromkeys(sizes, math.inf)
-    while math.inf in times.values() or time.monotonic() - began < SECONDS:
+    times, turns = dict.fromkeys(sizes, math.inf), 0
+    while not turns or (turns < TURNS and time.monotonic() - began < SECONDS):
+        turns += 1
         for rows in sizes:  # in turns: a moment in which the machine is busy hits all of them
             times[rows] = min(times[rows], seconds(model, site, ids[:rows]))
     rates = {rows: round(rows * context_length / times[rows], 1) for rows in sizes}

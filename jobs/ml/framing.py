@@ -1,5 +1,6 @@
 """Which special tokens a model expects around a row and between documents."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,11 +85,21 @@ def between(separator: str, first: tuple[int, ...], end: tuple[int, ...]) -> tup
     return chosen
 
 
-def check_vocabulary(tokenizer: Any, embeddings: int) -> None:
-    """Raises Unusable where the tokenizer gives ids that the model has no embedding for.
+def check_vocabulary(tokenizer: Any, frame: Framing, embeddings: int) -> None:
+    """Raises Unusable where the tokenizer's words, or what stands around documents, have ids without an embedding.
 
-    Its padding token may lie outside: it is never put into a row then (see `in_range`)."""
-    largest = max(index for index in tokenizer.get_vocab().values() if index != tokenizer.pad_token_id)
+    Added tokens that no text holds may lie outside (see `check_ids`), and padding too (see `in_range`)."""
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    framing_ids = (*frame.before, *frame.after, *frame.between)
+    require_embedding(max((*tokenizer.convert_tokens_to_ids(list(words)), *framing_ids), default=0), embeddings)
+
+
+def check_ids(encoded: Iterable[np.ndarray], embeddings: int) -> None:
+    """Raises Unusable for an id without an embedding."""
+    require_embedding(max((int(words.max()) for words in encoded if len(words)), default=0), embeddings)
+
+
+def require_embedding(largest: int, embeddings: int) -> None:
     if largest >= embeddings:
         raise Unusable(
             f"The tokenizer gives ids up to {largest:,}, but the model has embeddings for {embeddings:,} tokens alone.",

@@ -19,7 +19,7 @@ import numpy as np
 from jobs.ml import store
 from jobs.ml.encode import encode
 from jobs.ml.errors import WithHint
-from jobs.ml.framing import Framing, check_vocabulary, framing, in_range
+from jobs.ml.framing import Framing, check_ids, check_vocabulary, framing, in_range
 from jobs.ml.pieces import Piece, batches, pieces
 from jobs.ml.prepare import Preparation
 from jobs.ml.rows import Layout
@@ -77,7 +77,10 @@ def pack(
         return work.finished
     done = work.counted["documents"]
     stream = batches(pieces(prepare.all(documents_from(done)), done, work.state["begun"]))
+    doubtful = embeddings is not None and max(tokenizer.get_vocab().values()) >= embeddings
     for batch, encoded in encoded_ahead(tokenizer, stream):
+        if doubtful and embeddings:
+            check_ids(encoded, embeddings)
         work.add(batch, encoded)
         on_progress(work.counted["documents"], work.counted["tokens"])
     return work.finish()
@@ -90,7 +93,7 @@ def frame_of(tokenizer: Any, config: TokenConfig, model_context: int | None, emb
         raise ContextTooLong(f"a context of {length} tokens is more than the model's {model_context}.")
     frame = framing(tokenizer, config.bos, config.separator)
     if embeddings is not None:
-        check_vocabulary(tokenizer, embeddings)
+        check_vocabulary(tokenizer, frame, embeddings)
         frame = in_range(frame, embeddings)
     room = length - frame.overhead
     if room <= (config.stride or 0):

@@ -242,7 +242,7 @@ def subject_url(subject: str) -> str:
 
 def follow_job(sender: type[Job], instance: Job, created: bool, **_: Any) -> None:
     """A new job that makes a subject, be it the first or a retry, is the one its artifact shows."""
-    if created and (artifact := artifact_of(instance.subject)) and instance.kind == artifact.KIND:
+    if created and (artifact := artifact_of(instance.subject)) and instance.kind == artifact.kind:
         rows: Any = type(artifact)._default_manager
         rows.filter(pk=artifact.pk).update(job=instance)
 

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
-from django.forms import model_to_dict
+from django.forms import BooleanField, model_to_dict
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -112,7 +112,8 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
 def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:
     """Address of the form, filled in with what this was made from, or with what to take instead."""
     chosen = {**model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"]), **instead}
-    filled = {name: value for name, value in chosen.items() if value not in (None, "") and value is not False}
+    ticks = [name for name, field in form_class.base_fields.items() if isinstance(field, BooleanField)]
+    filled = {name: value for name, value in chosen.items() if value not in (None, "") and (value or name not in ticks)}
     words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}
     return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(words)}"
 

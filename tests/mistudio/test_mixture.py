@@ -147,7 +147,7 @@ def test_the_form_asks_as_much_for_many_datasets_and_rows_as_for_few(alice, clie
         with CaptureQueriesContext(connection) as caught:
             assert client.get(address).status_code == 200
         asked.append(len(caught))
-    assert asked[0] == asked[1] <= 12
+    assert asked[0] == asked[1] <= 14
 
 
 def test_the_page_of_a_mixture_asks_as_much_for_many_parts_as_for_few(alice, client_of):

@@ -64,12 +64,12 @@ def test_no_field_query_or_header_of_a_request_reaches_a_job(alice, client_of):
     for n, value in enumerate(("1", "true", "on")):
         client.post(
             f"{reverse('languagemodel_new')}?{SWITCH}={value}",
-            {"source": "owner/tiny", "name": f"m{n}", SWITCH: value, "params": json.dumps({SWITCH: True})},
+            {"source": f"owner/tiny{n}", "name": f"m{n}", SWITCH: value, "params": json.dumps({SWITCH: True})},
             headers={"Trust-Remote-Code": value, "X-Trust-Remote-Code": value},
         )
     assert LanguageModel.objects.count() == 3
     for job in Job.objects.all():
-        assert set(job.params) == {"source", "folder", "revision"}
+        assert set(job.params) == {"source", "folder", "revision", "known"}
         assert SWITCH not in json.dumps(job.params)
 
 

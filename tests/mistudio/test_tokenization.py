@@ -114,7 +114,7 @@ def test_a_dataset_that_changed_on_disk_is_refused_with_both_sizes(alice, parts)
     path = next(made.dataset.folder.glob("documents-*.parquet"))
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(AssertionError, match=f"is {size + 1:,} bytes, and was {size:,} bytes"):
+    with pytest.raises(AssertionError, match=f"has {size + 1:,} bytes instead of {size:,}"):
         work(made)
 
 

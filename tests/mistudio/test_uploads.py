@@ -14,6 +14,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from jobs.models import Job, State
 from jobs.reap import forget
 from mistudio.forms.upload import UploadedDatasetForm
 from mistudio.models import Dataset, Upload
@@ -479,7 +480,7 @@ def test_the_form_sent_twice_makes_one_dataset(client):
 def test_deleting_a_dataset_that_failed_takes_its_files(client, django_capture_on_commit_callbacks):
     form(client, uploads=[send(client, jsonl(9)).pk])
     made = Dataset.objects.get()
-    Dataset.objects.update(job=None)
+    Job.objects.update(state=State.FAILED)
     with django_capture_on_commit_callbacks(execute=True):
         client.post(f"/datasets/{made.pk}/delete/")
     assert not made.folder.exists() and Upload.objects.get().dataset is None

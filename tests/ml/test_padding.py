@@ -210,6 +210,14 @@ def test_a_padding_token_alone_beyond_the_embedding_is_replaced(tmp_path) -> Non
     assert every(tmp_path)[1].max() < 300
 
 
+def test_an_added_token_beyond_the_embedding_is_refused_where_a_text_holds_it(tmp_path) -> None:
+    tokenizer = decoder_tokenizer()
+    tokenizer.add_tokens(["<far>"])
+    padded(["cat"], tmp_path / "without", tokenizer, embeddings=300)
+    with pytest.raises(Unusable, match="up to 300, but the model has embeddings for 300"):
+        padded(["cat", "cat <far> cat"], tmp_path / "with", tokenizer, embeddings=300)
+
+
 def test_bos_as_the_tokenizer_does_by_itself(tmp_path) -> None:
     padded(["the cat"], tmp_path, bos="tokenizer")  # this one adds nothing by itself
     assert BOS not in every(tmp_path)[1]

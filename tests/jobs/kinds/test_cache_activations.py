@@ -11,6 +11,7 @@ from jobs.ml import cache_layout, checkpoint, store
 from jobs.ml.activation_cache import BeyondFloat16
 from jobs.ml.cached_activations import CacheMissing
 from jobs.ml.disk import DiskFull
+from jobs.ml.language_model import load_model
 from tests.ml.test_kinds import Wishful
 from tests.ml.tiny import killed_at, save_model, tiny_model, tiny_tokens
 
@@ -158,9 +159,9 @@ def test_training_does_not_load_the_model_before_it_evaluates(home, cached, tmp_
 
     def load(*arguments: Any) -> Any:
         stages.append(ctx.snapshot.stage)
-        return tiny_model("llama")
+        return load_model(*arguments)
 
-    monkeypatch.setattr("jobs.ml.training.load_model", load)
+    monkeypatch.setattr("jobs.ml.calibration.load_model", load)
     train_sae.run(training(home, tmp_path / "run", caches=[str(cached)]), ctx)
     assert stages == ["evaluate"]
 
