@@ -36,6 +36,7 @@ class TemplateForm(forms.ModelForm):
     """Saves what a filled form says, under a name. The form itself may make nothing."""
 
     prefix = "template"
+    use_required_attribute = False  # it stands inside the form whose settings it saves, which is sent without it
     replace = forms.BooleanField(required=False, label="Replace the one of this name")
 
     class Meta:

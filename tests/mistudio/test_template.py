@@ -70,6 +70,12 @@ def test_a_template_is_replaced_only_when_that_is_asked_for(alice, client_of):
     assert Template.objects.get().values["k"] == 4
 
 
+def test_the_form_can_be_sent_without_a_name_for_a_template(alice, client_of):
+    rows.tokenization(alice.team)
+    page = client_of(alice).get(reverse("training_new")).content.decode()
+    assert "required" not in page.partition('name="template-name"')[2].partition(">")[0]
+
+
 def test_a_template_fills_the_form_for_another_text(alice, client_of):
     row, tokens = template(alice.team), rows.tokenization(alice.team)
     answer = client_of(alice).get(reverse("training_new"), {"template": row.pk, "tokenization": tokens.pk})
