@@ -106,6 +106,13 @@ def signed_in(chromium, studio):
     return state
 
 
+OVERTAKEN = ("htmx:afterRequest", "htmx:sendAbort")  # what htmx says where a newer request took the place of one
+
+
+def is_wrong(message):
+    return message.type == "error" and not message.text.startswith(OVERTAKEN)
+
+
 @pytest.fixture
 def page(chromium, signed_in, studio):
     """A signed-in page; the test fails if the page wrote an error to its console."""
@@ -113,7 +120,7 @@ def page(chromium, signed_in, studio):
     context.set_default_timeout(15_000)
     page = context.new_page()
     wrong = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.wrong = wrong
     yield page
