@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_precision
 from jobs.kinds.train_sae import UNKNOWN_ROWS
 from jobs.ml.config import AUTO, PRECISIONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LABEL = "Scan features"
 QUEUE = "gpu"
@@ -54,9 +57,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     import time
 
     from jobs.ml import store
-    from jobs.ml.calibration import load_calibrated
     from jobs.ml.determinism import set_up
-    from jobs.ml.evidence import plan_of
     from jobs.ml.meter import Meter, Stretch
     from jobs.ml.saelens import load_sae
     from jobs.ml.scan import scan
@@ -68,15 +69,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     device = set_up(params.seed)
     meter = Meter()
     sae = load_sae(params.sae_folder, device)
-    begun = plan_of(Path(params.folder))  # an attempt before this one settled what is left open
-    model, dtype, rows = load_calibrated(
-        params.model_folder,
-        site=params.site,
-        context_length=shards.context_length,
-        device=device,
-        dtype=begun.get("dtype", AUTO) if params.dtype == AUTO else params.dtype,
-        rows=params.model_batch or begun.get("model_batch"),
-    )
+    model, dtype, rows = load(params, shards.context_length, device)
     ctx.log(f"forward passes of {rows} sequences in {dtype}")
     ctx.check()
 
@@ -111,3 +104,19 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     meter.run(rows, shards.context_length, reading.tokens, reading.seconds)
     seconds = round(time.monotonic() - started, 1)
     return {**counts, "dtype": dtype, "model_batch": rows, "seconds": seconds, "measured": meter.report(model)}
+
+
+def load(params: Params, context_length: int, device: str) -> tuple["PreTrainedModel", str, int]:
+    """The model, its precision, and the sequences per forward pass; what is open is as an earlier attempt had it."""
+    from jobs.ml.calibration import load_calibrated
+    from jobs.ml.evidence import plan_of
+
+    begun = plan_of(Path(params.folder))
+    return load_calibrated(
+        params.model_folder,
+        site=params.site,
+        context_length=context_length,
+        device=device,
+        dtype=begun.get("dtype", AUTO) if params.dtype == AUTO else params.dtype,
+        rows=params.model_batch or begun.get("model_batch"),
+    )
