@@ -108,6 +108,11 @@ class HubServer:
         self.server.shutdown()
         self.server.server_close()
 
+    def forget(self) -> None:
+        """What an earlier test gave it, and what it was asked."""
+        for kept in (self.repositories, self.faults, self.requests, self.sent):
+            kept.clear()
+
     def add(self, kind: str, repository: str, files: dict[str, bytes], **fields: Any) -> Stored:
         large = frozenset(name for name in files if name.endswith((".safetensors", ".parquet", ".bin", ".gz")))
         stored = Stored(kind, repository, files, **{"large": large, **fields})

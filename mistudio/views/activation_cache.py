@@ -1,17 +1,15 @@
 from typing import Any
 
 from django.contrib import messages
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from jobs.errors import InvalidInput
 from mistudio.forms.activation_cache import ActivationCacheForm
 from mistudio.models import ActivationCache
 from mistudio.models.artifact import InUse
 from mistudio.outliers import norm_figure, outliers
-from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, started, topics
 
 
 @require_GET
@@ -64,12 +62,7 @@ def estimate(request: HttpRequest) -> HttpResponse:
 def activationcache_make(request: HttpRequest, pk: int) -> HttpResponse:
     """Check the files and compute what is missing: also the way back from an eviction."""
     row = found(request, ActivationCache, pk, "language_model", "tokenization")
-    try:
-        with transaction.atomic():
-            row.start()
-    except InvalidInput as refused:
-        messages.error(request, f"{refused.message} {refused.hint}".strip())
-    return redirect(row)
+    return started(request, row, row.start)
 
 
 @require_POST

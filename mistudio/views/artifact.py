@@ -6,12 +6,14 @@ from urllib.parse import urlencode
 
 from django.contrib import messages
 from django.core.paginator import Paginator
+from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import BooleanField, model_to_dict
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 
+from jobs.errors import InvalidInput
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.template import FORMS, TemplateForm
 from mistudio.models import Artifact, LanguageModel, Template
@@ -107,6 +109,16 @@ def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpRespon
         return redirect(artifact)
     messages.success(request, f"Deleted {model.NOUN} “{name}” and its files.")
     return redirect(reverse(f"{model._meta.model_name}s"))
+
+
+def started(request: HttpRequest, artifact: Artifact, work: Callable[[], Any]) -> HttpResponse:
+    """Start work on what is there, and show its page, where it is followed, or is said why it was refused."""
+    try:
+        with transaction.atomic():
+            work()
+    except InvalidInput as refused:
+        messages.error(request, f"{refused.message} {refused.hint}".strip())
+    return redirect(artifact)
 
 
 def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:

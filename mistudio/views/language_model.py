@@ -1,5 +1,4 @@
 import socket
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,13 +8,12 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from jobs import devices
-from jobs.errors import InvalidInput
 from jobs.models import Job, State
 from mistudio import measurements, memory
 from mistudio.forms.language_model import LanguageModelForm, MeasureForm, NoteForm, RecommendationForm
 from mistudio.models import LanguageModel
 from mistudio.structure import parts
-from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import again, creation, deletion, found, listing, owned, started, topics
 from mistudio.views.hub import look_first, looked_up
 
 WORK = ("verify_model", "restore_model", "measure_model")  # jobs on a model beside the one that makes it
@@ -83,13 +81,13 @@ def languagemodel_delete(request: HttpRequest, pk: int) -> HttpResponse:
 @require_POST
 def languagemodel_verify(request: HttpRequest, pk: int) -> HttpResponse:
     model = found(request, LanguageModel, pk)
-    return begun(request, model, model.verify)
+    return started(request, model, partial(model.verify, request.user))
 
 
 @require_POST
 def languagemodel_restore(request: HttpRequest, pk: int) -> HttpResponse:
     model = found(request, LanguageModel, pk)
-    return begun(request, model, model.restore)
+    return started(request, model, partial(model.restore, request.user))
 
 
 @require_POST
@@ -99,16 +97,7 @@ def languagemodel_measure(request: HttpRequest, pk: int) -> HttpResponse:
     if not form.is_valid():
         messages.error(request, " ".join(str(error) for errors in form.errors.values() for error in errors))
         return redirect(model)
-    return begun(request, model, partial(model.measure, **form.params()))
-
-
-def begun(request: HttpRequest, model: LanguageModel, work: Callable[[Any], Job]) -> HttpResponse:
-    """Start the work for the person who asked, and show the model's page, where it is followed."""
-    try:
-        work(request.user)
-    except InvalidInput as refused:
-        messages.error(request, f"{refused.message} {refused.hint}".strip())
-    return redirect(model)
+    return started(request, model, partial(model.measure, request.user, **form.params()))
 
 
 @require_POST

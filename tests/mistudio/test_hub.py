@@ -44,9 +44,7 @@ def server():
 def hub(server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
-    server.repositories.clear()
-    server.faults.clear()
-    server.requests.clear()
+    server.forget()
     server.add("model", "owner/tiny", dict(FILES), said=SAID)
     return server
 

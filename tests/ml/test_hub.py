@@ -31,10 +31,7 @@ def server():
 @pytest.fixture
 def hub(server, monkeypatch):
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
-    server.repositories.clear()
-    server.faults.clear()
-    server.requests.clear()
-    server.sent.clear()
+    server.forget()
     server.add("model", "owner/tiny", dict(FILES))
     return server
 

@@ -58,10 +58,7 @@ def hub(server, original, monkeypatch, tmp_path):
     """The hub that this process believes to be the hub, with a model that also has pickles and code."""
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
-    server.repositories.clear()
-    server.faults.clear()
-    server.requests.clear()
-    server.sent.clear()
+    server.forget()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     files = {path.name: path.read_bytes() for path in original.iterdir()}
     extra = {"pytorch_model.bin": b"\x80\x02", "modeling_tiny.py": b"import os", "onnx/model.safetensors": b"x"}
