@@ -172,7 +172,10 @@ class UploadAdmin(admin.ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # the action below takes the file along
 
-    @admin.action(description="Delete with the file", permissions=["view"])
+    def has_remove_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("mistudio.delete_upload")
+
+    @admin.action(description="Delete with the file", permissions=["remove"])
     def delete_with_file(self, request: HttpRequest, rows: QuerySet) -> None:
         for row in rows:
             row.delete_with_file()

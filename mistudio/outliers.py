@@ -25,13 +25,14 @@ def outliers(cache: ActivationCache, statistics: dict[str, Any]) -> list[dict[st
     try:
         shards = TokenShards(cache.tokenization.folder, cache.split)
         places = [divmod(row["position"], shards.context_length) for row in rows]
-        ids, _ = shards.rows([sequence for sequence, _ in places])
+        sequences = [sequence for sequence, _ in places]
+        ids, lengths = shards.rows(sequences)[0], shards.lengths(sequences)
     except (OSError, ValueError, IndexError):
         return []
     pieces = read_vocabulary(cache.language_model.folder)
     return [
-        {"norm": row["norm"], "sequence": sequence, "place": place, "tokens": around(line.tolist(), place, pieces)}
-        for row, (sequence, place), line in zip(rows, places, ids, strict=True)
+        {"norm": row["norm"], "sequence": sequence, "place": place, "tokens": around(line[:n].tolist(), place, pieces)}
+        for row, (sequence, place), line, n in zip(rows, places, ids, lengths, strict=True)
     ]
 
 

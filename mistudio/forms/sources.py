@@ -5,15 +5,18 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 
 from mistudio.models import ARTIFACTS
+from mistudio.models.upload import ROOM as UPLOADS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def outside_own_data(path: Path) -> str:
     """Another team's objects and logs lie below the data folder; they are reached by their pages alone."""
-    for room in {*(model.ROOM for model in ARTIFACTS), "jobs"}:
-        if path.is_relative_to(settings.MISTUDIO_DATA / room):
-            raise ValidationError(f"{path} is part of miStudio's own data. Give the file or folder it was made from.")
+    if settings.MISTUDIO_DATA.is_relative_to(path):
+        raise ValidationError(f"{path} holds miStudio's own data. Give a folder that does not.")
+    rooms = {*(model.ROOM for model in ARTIFACTS), UPLOADS, "jobs"}
+    if any(path.is_relative_to(settings.MISTUDIO_DATA / room) for room in rooms):
+        raise ValidationError(f"{path} is part of miStudio's own data. Give the file or folder it was made from.")
     return str(path)
 
 

@@ -60,6 +60,11 @@ class Dataset(Artifact):
         return [*super().users(), *mixtures]
 
     @property
+    def origin(self) -> str:
+        """Where it comes from, as others can find it; of what was uploaded or mixed here its name."""
+        return self.name if self.uploaded or not self.source else self.source
+
+    @property
     def upload_folder(self) -> Path:
         return self.folder / "upload"
 

@@ -63,7 +63,7 @@ class Training(Artifact):
             "dtype": self.dtype,
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
-            "dataset_name": self.tokenization.dataset.source,
+            "dataset_name": self.tokenization.dataset.origin,
             "caches": [str(self.activation_cache.folder)] if self.activation_cache else [],
         }
 

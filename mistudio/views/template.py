@@ -56,6 +56,8 @@ def start(row: Template) -> str:
 @require_POST
 def template_import(request: HttpRequest) -> HttpResponse:
     user: Any = request.user
+    if user.team is None:
+        return redirect("home")  # which says so
     form = TemplateImportForm(request.POST, request.FILES)
     if not form.is_valid():
         return page(request, form)

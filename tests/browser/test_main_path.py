@@ -30,6 +30,7 @@ def ready(page):
     )
 
 
+@pytest.mark.slow
 def test_the_main_path_can_be_walked_by_clicking(page, sources):
     page.goto("/")
     expect(page.get_by_role("heading", level=1)).to_be_visible()

@@ -54,6 +54,7 @@ def test_the_hash_of_the_page_is_that_of_everybody(page):
         assert {page.evaluate(compute, [length, step]) for step in (7, 64, 4096)} == {expected}, length
 
 
+@pytest.mark.slow
 def test_a_browser_closed_at_sixty_percent_goes_on_at_sixty_percent(chromium, signed_in, studio, large):
     first = opened(chromium, signed_in, studio)
     wire = first.context.new_cdp_session(first)

@@ -65,6 +65,7 @@ def test_a_worker_runs_its_queue_survives_its_cluster_and_leaves_nothing_when_it
     assert in_state(other, "queued")(), "it is for the worker of another queue"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_takes_everything_with_it_and_the_next_goes_on(cpu_worker, sleepy):
     worker = cpu_worker()
     job = sleepy(steps=80, seconds=0.02)

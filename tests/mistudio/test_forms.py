@@ -54,6 +54,15 @@ def test_the_files_of_other_objects_are_no_source(alice, charlie):
     assert "miStudio's own data" in said["source"]
 
 
+def test_the_files_that_others_upload_and_the_whole_of_the_data_are_no_source_either(alice, settings):
+    theirs = settings.MISTUDIO_DATA / "uploads" / "12"
+    theirs.mkdir(parents=True)
+    (theirs / "texts.jsonl").write_text('{"text": "theirs"}')
+    assert "part of miStudio's own data" in errors(DatasetForm, alice, {"source": str(theirs)})["source"]
+    for folder in (settings.MISTUDIO_DATA, settings.MISTUDIO_DATA.parent):
+        assert "holds miStudio's own data" in errors(DatasetForm, alice, {"source": str(folder)})["source"]
+
+
 def test_a_model_gets_its_name_from_its_source_and_a_job(alice):
     model = launched(LanguageModelForm, alice, {"source": "openai-community/gpt2"})
     assert (model.name, model.state, model.job.kind, model.owner) == ("gpt2", "queued", "add_model", alice)

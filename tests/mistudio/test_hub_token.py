@@ -62,7 +62,8 @@ def test_a_stored_token_is_shown_by_its_last_letters_alone(alice, client_of):
 def test_it_is_in_the_database_only_encrypted_and_in_no_export(alice):
     HubToken.store(alice, TOKEN)
     dump = whole_database()
-    assert "hf_…open" in json.loads(dump)[-1]["fields"].values() or "hubtoken" in dump
+    [row] = [row for row in json.loads(dump) if row["model"] == "mistudio.hubtoken"]
+    assert row["fields"]["shown"] == "hf_…open" and row["fields"]["sealed"]
     assert TOKEN not in dump and TOKEN[3:] not in dump
 
 

@@ -143,7 +143,7 @@ def test_a_missing_file_is_found_by_looking_and_fetched_again(model, alice, clie
     (model.folder / "tokenizer.json").unlink()
     model = LanguageModel.objects.get(pk=model.pk)
     assert model.state == "missing"
-    assert "tokenizer.json" in page(client_of, alice, model)
+    assert "Files of this model are missing" in page(client_of, alice, model)
     answer = client_of(alice).post(reverse("languagemodel_restore", args=[model.pk]))
     assert answer.url == model.get_absolute_url()
     job = Job.objects.get(kind="restore_model")
@@ -165,6 +165,7 @@ def test_a_model_is_not_deleted_while_a_job_reads_it(model, alice, client_of):
     assert f"unfinished job {job.pk}" in answer.content.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_the_verify_command_tells_damage_by_its_exit_status(model, alice, capsys):
     call_command("verify_model", model.name)

@@ -78,7 +78,8 @@ def test_no_retry_and_no_direct_submission_switches_it_on(alice, client_of):
     job = Job.objects.create(team=alice.team, owner=alice, kind="add_model", queue="cpu", state="failed")
     Job.objects.filter(pk=job.pk).update(params={"source": "owner/tiny", "folder": "/x", "revision": ""})
     job.refresh_from_db()
-    client_of(alice).post(reverse("job_retry", args=[job.pk]), {SWITCH: "1", "overrides": json.dumps({SWITCH: True})})
+    said = {SWITCH: "1", "overrides": json.dumps({SWITCH: True})}
+    assert client_of(alice).post(reverse("job_retry", args=[job.pk]), said).status_code == 302
     assert all(SWITCH not in json.dumps(one.params) for one in Job.objects.all())
     Job.objects.exclude(pk=job.pk).delete()
     with pytest.raises(InvalidInput, match=SWITCH):

@@ -48,6 +48,7 @@ def chosen(person, parts, **settings):
 def test_the_rows_of_the_preview_are_those_of_the_job(alice, parts, settings):
     shown = preview(chosen(alice, parts, **settings))
     made = launch(TokenizationForm, alice, **parts, **NEW, **settings)
+    compared = 0
     for split in ("train", "held_out"):
         shards = TokenShards(made.folder, split)
         seen = [row for row in shown["rows"] if row["split"] == split and not row["unfinished"]]
@@ -57,7 +58,8 @@ def test_the_rows_of_the_preview_are_those_of_the_job(alice, parts, settings):
             assert [token for _, token, _ in row["tokens"]] == own[:length].tolist()
             assert [bool(kind) for *_, kind in row["tokens"]] == mask[:length].tolist()
             assert row["padding"] == 32 - length
-    assert len(shown["rows"]) > 3
+            compared += 1
+    assert compared > 3
 
 
 def post(client, **data):

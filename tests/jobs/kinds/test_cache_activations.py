@@ -106,6 +106,7 @@ def cache_once(params: cache_activations.Params) -> None:
     cache_activations.run(params, Context())
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_pass_ends_with_the_same_bytes(home, cached, tmp_path) -> None:
     mine = caching(home, tmp_path / "mine")
     assert killed_at(3, "write_tensors", cache_once, mine)
