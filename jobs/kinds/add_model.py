@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_source, counter, is_path, keep_to_limit
+from jobs.ml import whole
 from jobs.ml.errors import Unusable
 
 LABEL = "Add language model"
@@ -19,7 +20,7 @@ ON_SUCCESS = "mistudio.ingest.language_model"
 
 CHUNK = 4 * 2**20
 ORIGIN = "origin.json"  # what the files belong to, from the first of them on
-MADE = {ORIGIN, "manifest.json", "vocabulary.json", "calibration.json"}
+MADE = {ORIGIN, "manifest.json", whole.MADE, whole.DAMAGED, "calibration.json"}
 Advance = Callable[[int], None]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.kinds.sources import check_precision
 from jobs.ml.cache_layout import STORED
 
 LABEL = "Cache activations"
@@ -36,6 +37,7 @@ class Params:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
         if self.model_batch < 1:
             raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
+        check_precision(self.dtype)
         if self.stored not in STORED:
             raise InvalidInput(f"Activations are stored as {', '.join(STORED)}.", field="stored")
         for field in ("model_folder", "tokens_folder", "folder"):
@@ -82,6 +84,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         shards,
         params.folder,
         tokens=params.tokens,
+        dtype=params.dtype,
         stored=params.stored,
         skip_special=params.skip_special,
         model_batch=params.model_batch,

@@ -49,6 +49,7 @@ def write_cache(
     folder: Path | str,
     *,
     tokens: int,
+    dtype: str = "float32",
     stored: str = "bfloat16",
     skip_special: bool = True,
     model_batch: int = 8,
@@ -70,6 +71,7 @@ def write_cache(
     plan = {
         "sites": sites,
         "model": model_identity,
+        "dtype": dtype,  # the precision of the language model that `load` gives
         "tokens": store.fingerprint(store.read_manifest(shards.folder)),
         "split": shards.split,
         "sequences": covering(shards, tokens),

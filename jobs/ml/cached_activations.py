@@ -222,6 +222,7 @@ def check_alike(one: CacheReader, other: CacheReader) -> None:
     for what, a, b in (
         ("sites", one.site, other.site),
         ("language models", one.manifest["plan"]["model"], other.manifest["plan"]["model"]),
+        ("precisions of the language model", one.manifest["plan"]["dtype"], other.manifest["plan"]["dtype"]),
         ("choices of special tokens", one.manifest["plan"]["skip_special"], other.manifest["plan"]["skip_special"]),
     ):
         if a != b:

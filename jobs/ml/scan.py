@@ -20,6 +20,7 @@ from jobs.ml.directions import logits, neighbours
 from jobs.ml.evaluate import DENSE
 from jobs.ml.evidence import PLAN, plan_of
 from jobs.ml.feature_statistics import write_statistics
+from jobs.ml.language_model import precision_of
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
 from jobs.ml.sites import Site, capture, resolve
@@ -69,7 +70,7 @@ def scan(
         "split": shards.split,
         "sequences": reading.rows,
         "skip_special": skip_special,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": precision_of(model),
         "model_batch": model_batch,
         "seed": seed,
     }
