@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_precision
-from jobs.kinds.train_sae import UNKNOWN_ROWS
-from jobs.ml.config import AUTO, PRECISIONS
+from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +47,7 @@ def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough."""
     from jobs.ml.evidence import plan_of
 
-    rows = params.model_batch or plan_of(Path(params.folder)).get("model_batch", UNKNOWN_ROWS)
+    rows = params.model_batch or plan_of(Path(params.folder)).get("model_batch", UNSETTLED_ROWS)
     return replace(params, model_batch=rows // 2) if rows > 1 else None
 
 

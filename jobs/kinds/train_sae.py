@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_precision
-from jobs.ml.config import AUTO, PRECISIONS, BadConfig, TrainConfig
+from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS, BadConfig, TrainConfig
 
 if TYPE_CHECKING:
     from jobs.ml.train import Trainer
@@ -21,7 +21,6 @@ STAGES = {"load": 2.0, "train": 83.0, "evaluate": 15.0}
 ON_SUCCESS = "mistudio.ingest.training"
 
 BEGUN, RESULT = "begun.json", "result.json"
-UNKNOWN_ROWS = 8  # of a run that ended before their number was settled
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Params:
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough: the same batches in smaller parts, so the same result."""
     part = params.micro_batch_tokens or params.batch_tokens
-    rows = params.model_batch or read(params, BEGUN).get("model_batch", UNKNOWN_ROWS)
+    rows = params.model_batch or read(params, BEGUN).get("model_batch", UNSETTLED_ROWS)
     less = replace(params, micro_batch_tokens=max(1, part // 2), model_batch=max(1, rows // 2))
     return less if part > 1 or rows > 1 else None
 

@@ -131,8 +131,6 @@ class ActivationStream:
             self._buffer = torch.empty(total, self.site.width, device=self.device)
         filled = 0
         for start in range(0, len(rows), self.model_batch):
-            # A place for sequences of unlike lengths, where padded ones come in: rows sorted by length within the
-            # chunk waste the least. Packed ones are all as long as the context.
             x = self._run(rows[start : start + self.model_batch])
             self._buffer[filled : filled + len(x)] = x  # also to float32, and from the model's device to this one
             filled += len(x)

@@ -119,7 +119,7 @@ class CachedActivations:
         folders: Sequence[Path | str],
         site: str,
         shards: TokenShards,
-        load: Callable[[], PreTrainedModel],
+        load: Callable[[str], PreTrainedModel],
         *,
         weights: Sequence[float] = (),
         batch_tokens: int = 4096,
@@ -148,7 +148,8 @@ class CachedActivations:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        return self.load()
+        """In the precision that the activations were computed in."""
+        return self.load(self.readers[0].manifest["plan"]["dtype"])
 
     def identity(self) -> dict[str, Any]:
         """What decides which activations come in which order."""

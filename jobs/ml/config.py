@@ -10,6 +10,7 @@ ARCHITECTURES = ("topk", "standard")  # sae.py has the classes; this file needs 
 
 # How a language model's weights are held while it is used; the last two by bitsandbytes.
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+UNSETTLED_ROWS = 8  # sequences per forward pass where their number was neither given nor tried
 AUTO = "auto"  # the fastest here of those that lose next to nothing, see calibration.py
 
 

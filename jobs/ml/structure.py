@@ -49,7 +49,7 @@ def describe(model: PreTrainedModel) -> list[Group]:
 
 
 def blocks_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """None in a model of another build: all of its modules stand side by side."""
+    """No block in a model of another build: all of its modules stand side by side."""
     try:
         return find_blocks(model)
     except UnsupportedModel:

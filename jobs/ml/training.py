@@ -12,15 +12,13 @@ from jobs.ml import store
 from jobs.ml.activations import ActivationStream
 from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.calibration import load_calibrated
-from jobs.ml.config import AUTO, TrainConfig
+from jobs.ml.config import AUTO, UNSETTLED_ROWS, TrainConfig
 from jobs.ml.determinism import set_up
 from jobs.ml.evaluate import evaluate
-from jobs.ml.language_model import precision_of
+from jobs.ml.language_model import load_model, precision_of
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Trainer
-
-EVALUATED_ROWS = 8  # sequences per forward pass where the model is run to evaluate alone
 
 
 def source_of(stream: ActivationStream | CachedActivations) -> str:
@@ -55,10 +53,14 @@ def begin(
     place: dict[str, Any] = {"site": site, "context_length": shards.context_length, "device": device}
     reading: dict[str, Any] = {"batch_tokens": config.batch_tokens, "seed": config.seed, "device": device}
     if caches:
-        rows = model_batch or EVALUATED_ROWS
-        load = partial(load_calibrated, model_folder, **place, dtype=dtype, rows=rows)
         source = CachedActivations(
-            caches, site, shards, lambda: load()[0], weights=cache_weights, model_batch=rows, **reading
+            caches,
+            site,
+            shards,
+            partial(load_model, model_folder, device),
+            weights=cache_weights,
+            model_batch=model_batch or UNSETTLED_ROWS,
+            **reading,
         )
         return Trainer(config, source, device)
     earlier = store.read_json(begun) if begun.is_file() else {}

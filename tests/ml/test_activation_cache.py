@@ -222,7 +222,7 @@ def test_a_finished_cache_is_checked_and_left_as_it_is_without_loading_the_model
     before = {path: path.stat().st_mtime_ns for path in written.iterdir() if path.name != ".lock"}
     shares: list[float] = []
     options = {"tokens": EVERY, "stored": "float32", "model_identity": "tiny", "on_verify": shares.append}
-    manifest, read, _ = write_cache(lambda: pytest.fail("loaded"), [SITE, OTHER], shards, written, **options)
+    manifest, read, _ = write_cache(lambda dtype: pytest.fail("loaded"), [SITE, OTHER], shards, written, **options)
     assert manifest == store.read_manifest(written) and read == 0
     assert len(shares) == len(manifest["files"])
     assert before == {path: path.stat().st_mtime_ns for path in written.iterdir() if path.name != ".lock"}
@@ -311,7 +311,7 @@ def test_zeros_and_sinks_are_counted(shards, tmp_path) -> None:
 def reading(folder, shards, **options) -> CachedActivations:
     folders = [folder] if isinstance(folder, Path) else folder
     known = {"batch_tokens": 100, "seed": 1}
-    return CachedActivations(folders, SITE, shards, lambda: pytest.fail("loaded"), **{**known, **options})
+    return CachedActivations(folders, SITE, shards, lambda dtype: pytest.fail("loaded"), **{**known, **options})
 
 
 @pytest.fixture

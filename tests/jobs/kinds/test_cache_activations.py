@@ -162,7 +162,7 @@ def test_training_does_not_load_the_model_before_it_evaluates(home, cached, tmp_
         stages.append(ctx.snapshot.stage)
         return load_model(*arguments)
 
-    monkeypatch.setattr("jobs.ml.calibration.load_model", load)
+    monkeypatch.setattr("jobs.ml.training.load_model", load)
     train_sae.run(training(home, tmp_path / "run", caches=[str(cached)]), ctx)
     assert stages == ["evaluate"]
 
