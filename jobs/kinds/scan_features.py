@@ -25,8 +25,9 @@ class Params:
     tokens_folder: str
     sae_folder: str
     folder: str
-    site: str
+    reads: tuple[str, ...]  # sites of the SAE's inputs
     tokens: int  # held-out tokens to read
+    writes: tuple[str, ...] = ()  # and of its outputs, where they are others
     seed: int = 0
     skip_special: bool = True
     model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
@@ -89,9 +90,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     counts = scan(
         model,
         sae,
-        params.site,
+        params.reads,
         shards,
         params.folder,
+        writes=params.writes,
         tokens=params.tokens,
         sae_sha256=store.sha256(Path(params.sae_folder) / "sae_weights.safetensors"),
         skip_special=params.skip_special,
@@ -113,7 +115,7 @@ def load(params: Params, context_length: int, device: str) -> tuple["PreTrainedM
     begun = plan_of(Path(params.folder))
     return load_calibrated(
         params.model_folder,
-        site=params.site,
+        site=params.reads[-1],
         context_length=context_length,
         device=device,
         dtype=begun.get("dtype", AUTO) if params.dtype == AUTO else params.dtype,

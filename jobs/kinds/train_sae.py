@@ -1,17 +1,18 @@
-"""Fit a sparse autoencoder to the activations of one site, and measure it on held-out tokens."""
+"""Fit sparse autoencoders to activations of one language model, side by side, and measure each on held-out tokens."""
 
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_precision
-from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS, BadConfig, TrainConfig
+from jobs.ml.config import AUTO, PRECISIONS, SELECTIONS, UNSETTLED_ROWS, BadConfig, Member, TrainConfig
 
 if TYPE_CHECKING:
-    from jobs.ml.train import Trainer
+    from jobs.ml.train import Run
 
 LABEL = "Train SAE"
 QUEUE = "gpu"
@@ -28,18 +29,13 @@ class Params:
     model_folder: str
     tokens_folder: str
     folder: str
-    sae_folder: str
-    site: str
-    width: int
+    saes: tuple[dict[str, Any], ...]  # of each: folder, reads, and what else Member and TrainConfig take
     tokens: int
-    architecture: str = "topk"
-    k: int | None = None
-    l1_coefficient: float | None = None
     batch_tokens: int = 4096
     micro_batch_tokens: int | None = None
-    lr: float | None = None
     dead_after_tokens: int | None = None
-    seed: int = 0
+    selection: str = AUTO  # the precision in which active latents are chosen: one of SELECTIONS, or AUTO
+    seed: int = 0  # of the order of the tokens
     skip_special: bool = True
     buffer_tokens: int = 2**16  # mixed together before they are cut to batches
     model_batch: int | None = None  # sequences per forward pass; None: as many as are fastest here
@@ -53,27 +49,49 @@ class Params:
     cache_weights: tuple[float, ...] = ()  # shares of each batch; empty: by number of tokens
 
     def __post_init__(self) -> None:
+        if not self.saes:
+            raise InvalidInput("Give at least one SAE to train.", field="saes")
         try:
-            self.config()
+            self.members()
         except BadConfig as error:
             raise InvalidInput(str(error), error.hint, error.field) from error
+        except TypeError as error:
+            raise InvalidInput(f"An SAE has a setting that is not known: {error}.", field="saes") from error
         check_precision(self.dtype, (AUTO, *PRECISIONS))
         for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
-        for field in ("model_folder", "tokens_folder", "folder", "sae_folder"):
+        for field in ("model_folder", "tokens_folder", "folder"):
             if not Path(getattr(self, field)).is_absolute():
                 raise InvalidInput(f"{field} must be an absolute path.", field=field)
-        if not all(Path(folder).is_absolute() for folder in self.caches):
-            raise InvalidInput("caches must be absolute paths.", field="caches")
+        if not all(Path(folder).is_absolute() for folder in (*self.caches, *self.sae_folders)):
+            raise InvalidInput("caches and the folders of SAEs must be absolute paths.", field="caches")
         if self.cache_weights and len(self.cache_weights) != len(self.caches):
             raise InvalidInput("Give one weight for each cache, or none.", field="cache_weights")
+        if self.selection not in (AUTO, *SELECTIONS):
+            raise InvalidInput(f"selection must be one of {', '.join((AUTO, *SELECTIONS))}.", field="selection")
 
-    def config(self) -> TrainConfig:
-        """Raises BadConfig."""
-        own = asdict(self)
-        return TrainConfig(**{field.name: own[field.name] for field in fields(TrainConfig) if field.name in own})
+    @property
+    def sae_folders(self) -> list[str]:
+        return [str(one["folder"]) for one in self.saes]
+
+    def members(self) -> list[Member]:
+        """Raises BadConfig, TypeError."""
+        shared = {
+            name: getattr(self, name)
+            for name in ("tokens", "batch_tokens", "micro_batch_tokens", "dead_after_tokens", "log_every")
+        }
+        return [
+            member(**{name: value for name, value in one.items() if name != "folder"}, **shared) for one in self.saes
+        ]
+
+
+def member(reads: Sequence[str], writes: Sequence[str] = (), **settings: Any) -> Member:
+    """Raises BadConfig."""
+    one = Member(TrainConfig(**settings), tuple(reads), tuple(writes))
+    one.check()
+    return one
 
 
 def smaller(params: Params) -> Params | None:
@@ -95,16 +113,16 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         return before["result"]
     ctx.stage("load")
     own = (
-        *("model_folder", "tokens_folder", "site", "buffer_tokens", "model_batch", "skip_special", "dtype"),
-        *("caches", "cache_weights"),
+        *("model_folder", "tokens_folder", "seed", "buffer_tokens", "model_batch", "skip_special", "dtype"),
+        *("selection", "caches", "cache_weights"),
     )
     meter = Meter()
-    trainer = training.begin(params.config(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
-    ctx.log(training.source_of(trainer.stream))
+    run = training.begin(params.members(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
+    ctx.log(training.source_of(run.stream))
     ctx.check()
-    if checkpoint.resume(trainer, folder / "checkpoints"):
-        ctx.log(f"goes on from step {trainer.step} of {trainer.config.steps}")
-    train(trainer, params, ctx)
+    if checkpoint.resume(run, folder / "checkpoints"):
+        ctx.log(f"goes on from step {run.step} of {run.config.steps}")
+    train(run, params, ctx)
     ctx.stage("evaluate", total=1)
 
     def on_progress(done: int, total: int) -> None:
@@ -113,10 +131,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     tokens = params.evaluation_tokens
-    result = training.finish(trainer, params.sae_folder, tokens=tokens, on_progress=on_progress, **names)
+    result = training.finish(run, params.sae_folders, tokens=tokens, on_progress=on_progress, **names)
     if not params.caches:  # else the model was run to evaluate alone
-        meter.run(trainer.stream.model_batch, trainer.stream.shards.context_length, trainer.tokens, trainer.seconds)
-    result["measured"] = meter.report(trainer.stream.model)
+        meter.run(run.stream.model_batch, run.stream.shards.context_length, run.tokens, run.seconds)
+    result["measured"] = meter.report(run.stream.model)
     store.write_json(folder / RESULT, {"params": told, "result": result})
     store.remove(folder / "checkpoints")
     return result
@@ -131,34 +149,35 @@ def read(params: Params, name: str) -> dict[str, Any]:
     return store.read_json(path) if path.is_file() else {}
 
 
-def train(trainer: "Trainer", params: Params, ctx: Context) -> None:
+def train(run: "Run[Any]", params: Params, ctx: Context) -> None:
     """Until the last step, or until it is wished otherwise; the end is a checkpoint in every case."""
     from jobs.ml import checkpoint
 
     folder = Path(params.folder) / "checkpoints"
-    ctx.stage("train", total=trainer.config.steps * params.batch_tokens, unit="tokens")
-    ctx.at(trainer.tokens)
+    ctx.stage("train", total=run.config.steps * params.batch_tokens, unit="tokens")
+    ctx.at(run.tokens)
     saved = told = time.monotonic()
-    cost, tokens = 0.0, trainer.tokens
-    for tick in trainer.run():
+    cost, tokens = 0.0, run.tokens
+    for tick in run.run():
         ctx.at(tick.tokens)
         if tick.metrics:
             now = time.monotonic()
-            ctx.metric(tick.step, **tick.metrics, tokens_per_second=(tick.tokens - tokens) / max(1e-6, now - told))
+            values = {f"{name}.{n}": value for n, one in enumerate(tick.metrics) for name, value in one.items()}
+            ctx.metric(tick.step, **values, tokens_per_second=(tick.tokens - tokens) / max(1e-6, now - told))
             told, tokens = now, tick.tokens
         wish = ctx.wish()  # asked once: what is wished for between here and ctx.check() would find no checkpoint
         if wish == "finish" and tick.step:  # there is nothing to keep before the first step
-            trainer.stopped = True
+            run.stopped = True
             break
         interrupted = wish in ("pause", "cancel", "stop")
         began = time.monotonic()
         # A large SAE takes long to write: a twentieth of the time at most, unless every step is asked for.
         pause = max(params.checkpoint_seconds, 20 * cost) if params.checkpoint_seconds else 0
         if interrupted or began - saved > pause:
-            checkpoint.save(trainer, folder)
+            checkpoint.save(run, folder)
             saved = time.monotonic()
             cost = saved - began
             ctx.log(f"step {tick.step:,}: checkpoint in {cost:.1f} s")
         if interrupted:
             ctx.check()
-    checkpoint.save(trainer, folder)
+    checkpoint.save(run, folder)

@@ -1,8 +1,8 @@
-"""Activations of one site, shuffled, as an endless order of tokens that any step can be read from
+"""Activations of some sites, shuffled, as an endless order of tokens that any step can be read from
 directly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from jobs.ml import store
 from jobs.ml.errors import WithHint
 from jobs.ml.language_model import precision_of
 from jobs.ml.sequences import batch
-from jobs.ml.sites import Site, capture, resolve
+from jobs.ml.sites import Site, capture_all, resolve
 from jobs.ml.tokens import TokenShards
 
 
@@ -35,7 +35,7 @@ class ActivationStream:
     def __init__(
         self,
         model: PreTrainedModel,
-        site: str,
+        sites: str | Sequence[str],
         shards: TokenShards,
         *,
         batch_tokens: int = 4096,
@@ -49,7 +49,9 @@ class ActivationStream:
         ValueError.
         """
         self.model, self.shards = model, shards
-        self.site: Site = resolve(model, site)
+        self.sites: dict[str, Site] = {
+            name: resolve(model, name) for name in ([sites] if isinstance(sites, str) else sites)
+        }
         self.batch_tokens, self.seed, self.device = batch_tokens, seed, device
         self.skip_special, self.model_batch = skip_special, model_batch
         self.chunk_rows = max(1, buffer_tokens // shards.context_length)
@@ -59,24 +61,29 @@ class ActivationStream:
             raise WithHint(f"there are no tokens to read in the {shards.split} split.")
         self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, self.kept, self.kept)
         self._chunk: tuple[int, int] | None = None  # the epoch and chunk that the buffer holds
-        self._buffer = torch.empty(0)
+        self._buffers: dict[str, Tensor] = {}  # [tokens of the chunk, width]
         self._order = torch.empty(0)
         self._step: int | None = None  # the step that self._batch belongs to
-        self._batch = torch.empty(0)
+        self._batch: dict[str, Tensor] = {}
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the language model."""
+        return precision_of(self.model)
 
     def identity(self) -> dict[str, Any]:
         """What decides which activations come in which order."""
         return {
             "model": [type(self.model).__name__, self.model.num_parameters(), precision_of(self.model)],
             "tokens": store.fingerprint(store.read_manifest(self.shards.folder)),
-            "site": self.site.name,
+            "sites": list(self.sites),
             "seed": self.seed,
             "skip_special": self.skip_special,
             "chunk_rows": self.chunk_rows,
         }
 
-    def batch(self, step: int) -> Tensor:
-        """Activations [batch_tokens, width], float32. Raises NonFiniteActivations."""
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """By site: activations [batch_tokens, width] of the same tokens, float32. Raises NonFiniteActivations."""
         for _ in self.prepare(step):
             pass
         return self._batch
@@ -87,18 +94,18 @@ class ActivationStream:
         """
         if self._step == step:
             return
-        parts = []
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         for epoch, chunk, begin, end in self.spans(step):
             yield from self._load(epoch, chunk, step)
-            parts.append(self._buffer[self._order[begin:end]])
-        self._batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+            order = self._order[begin:end]
+            for name, buffer in self._buffers.items():
+                parts[name].append(buffer[order])
+        self._batch = {name: taken[0] if len(taken) == 1 else torch.cat(taken) for name, taken in parts.items()}
         self._step = step
 
-    def sample(self) -> Tensor:
-        """The whole chunk in the buffer [tokens, width]: what scales are estimated on, without using it
-        up.
-        """
-        return self._buffer
+    def sample(self) -> dict[str, Tensor]:
+        """The whole chunk in the buffer, by site [tokens, width]: what scales are estimated on, without using it up."""
+        return self._buffers
 
     def spans(self, step: int) -> Iterator[tuple[int, int, int, int]]:
         """(epoch, chunk, begin, end): which of each chunk's permuted tokens are in the batch."""
@@ -127,27 +134,32 @@ class ActivationStream:
         self._chunk = None
         rows = self._rows_and_ends(epoch)[0][chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
         total = int(self.kept[rows].sum())
-        if len(self._buffer) != total:
-            self._buffer = torch.empty(total, self.site.width, device=self.device)
+        for site in self.sites.values():
+            if len(self._buffers.get(site.name, ())) != total:
+                self._buffers[site.name] = torch.empty(total, site.width, device=self.device)
         filled = 0
         for start in range(0, len(rows), self.model_batch):
-            x = self._run(rows[start : start + self.model_batch])
-            self._buffer[filled : filled + len(x)] = x  # also to float32, and from the model's device to this one
-            filled += len(x)
+            filled += self._run(rows[start : start + self.model_batch], filled)
             yield
-        if not torch.isfinite(self._buffer).all():
-            raise NonFiniteActivations(
-                f"{self.site.name} gave activations that are not finite numbers, met at step {step}.",
-                "In float16 large models overflow: use bfloat16 or float32.",
-            )
+        for name, buffer in self._buffers.items():
+            if not torch.isfinite(buffer).all():
+                raise NonFiniteActivations(
+                    f"{name} gave activations that are not finite numbers, met at step {step}.",
+                    "In float16 large models overflow: use bfloat16 or float32.",
+                )
         order = generator(self.seed, epoch, chunk).permutation(total)
         self._order = torch.from_numpy(order).to(self.device)
         self._chunk = epoch, chunk
 
-    def _run(self, rows: np.ndarray) -> Tensor:
-        """The activations [n, width] of the tokens of these sequences that count, as the model has them."""
+    def _run(self, rows: np.ndarray, filled: int) -> int:
+        """The activations of the tokens of these sequences that count, into the buffers; how many there are."""
         read = batch(self.shards, rows, self.skip_special).to(self.model.device)
-        return read.counted(capture(self.model, self.site, read.ids, read.attention))
+        n = 0
+        for name, tensor in capture_all(self.model, list(self.sites.values()), read.ids, read.attention).items():
+            x = read.counted(tensor)
+            n = len(x)
+            self._buffers[name][filled : filled + n] = x  # also to float32, and from the model's device to this one
+        return n
 
 
 def generator(*key: int) -> np.random.Generator:

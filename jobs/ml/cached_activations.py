@@ -7,7 +7,7 @@ time.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,28 +40,29 @@ class CacheDoesNotFit(WithHint):
 
 
 class CacheReader:
-    """One site of one cache: batch `step` is the tokens [step * batch_tokens, …) of an order that has no end."""
+    """Some sites of one cache: batch `step` is the tokens [step * batch_tokens, …) of an order that has no end."""
 
-    def __init__(self, folder: Path | str, site: str, batch_tokens: int, seed: int) -> None:
+    def __init__(self, folder: Path | str, sites: Sequence[str], batch_tokens: int, seed: int) -> None:
         """Raises CacheMissing, CacheDoesNotFit."""
         self.folder, self.batch_tokens, self.seed = Path(folder), batch_tokens, seed
         self.manifest = read_manifest(self.folder)
         names = [entry["name"] for entry in self.manifest["sites"]]
-        if site not in names:
-            raise CacheDoesNotFit(f"the cache at {folder} holds {', '.join(names)}, but not {site}.")
-        self.number = names.index(site)
-        self.site = Site(**self.manifest["sites"][self.number])
+        if missing := [site for site in sites if site not in names]:
+            raise CacheDoesNotFit(f"the cache at {folder} holds {', '.join(names)}, but not {', '.join(missing)}.")
+        self.numbers = {site: names.index(site) for site in sites}
+        self.sites = {site: Site(**self.manifest["sites"][number]) for site, number in self.numbers.items()}
         self.tokens = np.array(self.manifest["shards"], dtype=np.int64)
         self.tokens_per_epoch = int(self.tokens.sum())
-        size = token_bytes(self.site.width, self.manifest["plan"]["stored"]) * int(self.tokens.max())
+        widest = max(site.width for site in self.sites.values())
+        size = token_bytes(widest, self.manifest["plan"]["stored"]) * int(self.tokens.max())
         self.window_shards = max(1, min(WINDOW_SHARDS, WINDOW_BYTES // size))
         self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, self.tokens, self.tokens)
         self._window: tuple[int, int] | None = None
         self._order = self._shards = self.tokens
-        self._open: dict[int, dict[str, Tensor]] = {}
+        self._open: dict[tuple[str, int], dict[str, Tensor]] = {}
 
-    def read(self, step: int, out: Tensor) -> None:
-        """The batch into `out`, float32 [batch_tokens, D]."""
+    def read(self, step: int, out: Mapping[str, Tensor]) -> None:
+        """The batch into `out`, by site float32 [batch_tokens, D]."""
         start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
         while start < end:
             epoch, offset = divmod(start, self.tokens_per_epoch)
@@ -71,7 +72,9 @@ class CacheReader:
             stop = min(offset + end - start, int(ends[window]))
             self.open(epoch, window)
             done, n = self.batch_tokens - (end - start), stop - offset
-            self.gather(self._order[offset - first : stop - first], out[done : done + n])
+            places = np.sort(self._order[offset - first : stop - first])
+            for site, room in out.items():
+                self.gather(site, places, room[done : done + n])
             start += n
 
     def windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,25 +90,26 @@ class CacheReader:
             return
         order, size = self.windows(epoch)[0], self.window_shards
         self._shards = order[window * size : (window + 1) * size]
-        for shard in order[window * size : (window + 2) * size]:
-            ask_for(self.path(int(shard)))
-        self._open = {int(shard): self._open.get(int(shard)) or mapped(self.path(int(shard))) for shard in self._shards}
+        for shard in order[window * size : (window + 2) * size].tolist():
+            for site in self.sites:
+                ask_for(self.path(site, shard))
+        wanted = [(site, shard) for site in self.sites for shard in self._shards.tolist()]
+        self._open = {place: self._open.get(place) or mapped(self.path(*place)) for place in wanted}
         self._order = generator(self.seed, epoch, window).permutation(int(self.tokens[self._shards].sum()))
         self._window = epoch, window
 
-    def gather(self, places: np.ndarray, out: Tensor) -> Tensor:
-        """Tokens by their place in the open window into `out`, float32 [n, D], in the order of the disk."""
-        places = np.sort(places)
+    def gather(self, site: str, places: np.ndarray, out: Tensor) -> Tensor:
+        """Tokens by their ascending places in the open window into `out`, float32 [n, D]."""
         ends = self.tokens[self._shards].cumsum()
         cuts = np.searchsorted(places, ends).tolist()
         for shard, begin, cut, start in zip(self._shards.tolist(), [0, *cuts], cuts, [0, *ends.tolist()], strict=False):
             rows = torch.from_numpy(places[begin:cut] - start)
-            taken = {name: tensor.index_select(0, rows) for name, tensor in self._open[shard].items()}
+            taken = {name: tensor.index_select(0, rows) for name, tensor in self._open[site, shard].items()}
             decode(**taken, out=out[begin:cut])
         return out
 
-    def path(self, shard: int) -> Path:
-        return self.folder / site_file(self.number, self.site.name, shard)
+    def path(self, site: str, shard: int) -> Path:
+        return self.folder / site_file(self.numbers[site], site, shard)
 
 
 class CachedActivations:
@@ -117,7 +121,7 @@ class CachedActivations:
     def __init__(
         self,
         folders: Sequence[Path | str],
-        site: str,
+        sites: str | Sequence[str],
         shards: TokenShards,
         load: Callable[[str], PreTrainedModel],
         *,
@@ -132,24 +136,30 @@ class CachedActivations:
         self.batch_tokens = batch_tokens
         sizes = weights or [sum(read_manifest(Path(folder))["shards"]) for folder in folders]
         self.parts = portions(sizes, batch_tokens, len(folders))
+        names = [sites] if isinstance(sites, str) else list(sites)
         self.readers = [
-            CacheReader(folder, site, part, (seed if n == 0 else seed + 2**32 * n))
+            CacheReader(folder, names, part, (seed if n == 0 else seed + 2**32 * n))
             for n, (folder, part) in enumerate(zip(folders, self.parts, strict=True))
         ]
         first = self.readers[0]
         for other in self.readers[1:]:
             check_alike(first, other)
-        self.site: Site = first.site
+        self.sites: dict[str, Site] = first.sites
         self.skip_special: bool = first.manifest["plan"]["skip_special"]
         self.tokens_per_epoch = sum(reader.tokens_per_epoch for reader in self.readers)
         self._step: int | None = None
-        self._room = torch.empty(batch_tokens, first.site.width)
+        self._room = {name: torch.empty(batch_tokens, site.width) for name, site in self.sites.items()}
         self._batch = self._room
+
+    @property
+    def dtype(self) -> str:
+        """The precision in which the language model computed them."""
+        dtype: str = self.readers[0].manifest["plan"]["dtype"]
+        return dtype
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """In the precision that the activations were computed in."""
-        return self.load(self.readers[0].manifest["plan"]["dtype"])
+        return self.load(self.dtype)
 
     def identity(self) -> dict[str, Any]:
         """What decides which activations come in which order."""
@@ -162,10 +172,11 @@ class CachedActivations:
             }
             for reader in self.readers
         ]
-        return {"caches": caches, "site": self.site.name}
+        return {"caches": caches, "sites": list(self.sites)}
 
-    def batch(self, step: int) -> Tensor:
-        """Activations [batch_tokens, width], float32; on a CPU they last until the next batch is prepared."""
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """By site: activations [batch_tokens, width] of the same tokens, float32; on a CPU they last until the next
+        batch is prepared."""
         for _ in self.prepare(step):
             pass
         return self._batch
@@ -176,21 +187,25 @@ class CachedActivations:
             return
         self._step, done = None, 0
         for reader in self.readers:
-            reader.read(step, self._room[done : done + reader.batch_tokens])
+            reader.read(step, {name: room[done : done + reader.batch_tokens] for name, room in self._room.items()})
             done += reader.batch_tokens
             yield
-        self._batch = self._room.to(self.device)
+        self._batch = {name: room.to(self.device) for name, room in self._room.items()}
         self._step = step
 
-    def sample(self) -> Tensor:
-        """Up to SAMPLE_TOKENS of the open windows [tokens, width], without using them up."""
+    def sample(self) -> dict[str, Tensor]:
+        """Up to SAMPLE_TOKENS of the open windows, by site [tokens, width], without using them up."""
         share = SAMPLE_TOKENS / self.batch_tokens
-        places = [reader._order[: max(1, round(share * reader.batch_tokens))] for reader in self.readers]
-        taken = [
-            reader.gather(wanted, torch.empty(len(wanted), self.site.width))
-            for reader, wanted in zip(self.readers, places, strict=True)
-        ]
-        return torch.cat(taken).to(self.device)
+        places = [np.sort(reader._order[: max(1, round(share * reader.batch_tokens))]) for reader in self.readers]
+        return {
+            name: torch.cat(
+                [
+                    reader.gather(name, wanted, torch.empty(len(wanted), site.width))
+                    for reader, wanted in zip(self.readers, places, strict=True)
+                ]
+            ).to(self.device)
+            for name, site in self.sites.items()
+        }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -221,7 +236,7 @@ def portions(weights: Sequence[float], batch_tokens: int, n: int) -> list[int]:
 
 def check_alike(one: CacheReader, other: CacheReader) -> None:
     for what, a, b in (
-        ("sites", one.site, other.site),
+        ("sites", one.sites, other.sites),
         ("language models", one.manifest["plan"]["model"], other.manifest["plan"]["model"]),
         ("precisions of the language model", one.manifest["plan"]["dtype"], other.manifest["plan"]["dtype"]),
         ("choices of special tokens", one.manifest["plan"]["skip_special"], other.manifest["plan"]["skip_special"]),

@@ -11,32 +11,33 @@ import numpy as np
 import torch
 
 from jobs.ml import store
-from jobs.ml.train import Trainer
+from jobs.ml.train import Run, Trainer
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{9})")
 COUNTERS = ("silent", "dead", "bad_step")
 
 
-def save(trainer: Trainer, folder: Path | str) -> Path:
+def save(run: Run[Any], folder: Path | str) -> Path:
     """Adds the folder `step-<number>`, whole or not at all, and removes all but the newest two. Raises
     Diverged.
     """
-    trainer.check()
-    path = Path(folder) / f"step-{trainer.step:09d}"
+    run.check()
+    path = Path(folder) / f"step-{run.step:09d}"
     with store.replacing(path) as temporary:
         temporary.mkdir()
-        tensors = temporary / "state.safetensors"
-        store.write_tensors(tensors, {name: numbers(value) for name, value in state_tensors(trainer).items()})
+        files = [temporary / f"sae-{n}.safetensors" for n in range(len(run.trainers))]
+        for file, trainer in zip(files, run.trainers, strict=True):
+            store.write_tensors(file, {name: numbers(value) for name, value in state_tensors(trainer).items()})
         store.write_json(
             temporary / "state.json",
             {
-                "run": identity(trainer),
-                "step": trainer.step,
-                "scale": trainer.scale,
-                "stopped": trainer.stopped,
-                "seconds": trainer.seconds,
-                "sha256": store.sha256(tensors),
+                "run": identity(run),
+                "step": run.step,
+                "scales": [trainer.scales for trainer in run.trainers],
+                "stopped": run.stopped,
+                "seconds": run.seconds,
+                "sha256": [store.sha256(file) for file in files],
             },
         )
     for old in checkpoints(Path(folder))[:-KEEP]:
@@ -44,32 +45,38 @@ def save(trainer: Trainer, folder: Path | str) -> Path:
     return path
 
 
-def resume(trainer: Trainer, folder: Path | str) -> bool:
-    """Puts a new trainer where the newest whole checkpoint of the same run was. False where there is none:
+def resume(run: Run[Any], folder: Path | str) -> bool:
+    """Puts a new run where the newest whole checkpoint of the same run was. False where there is none:
     those of other runs are removed, they would push out what this one saves.
     """
-    mine = identity(trainer)
+    mine = identity(run)
     for path in reversed(checkpoints(Path(folder))):
         try:
             state = store.read_json(path / "state.json")
-            if store.sha256(path / "state.safetensors") != state["sha256"]:
+            files = [path / f"sae-{n}.safetensors" for n in range(len(state["sha256"]))]
+            if [store.sha256(file) for file in files] != state["sha256"]:
                 continue
         except (OSError, ValueError, KeyError):  # torn by a crash of the machine: an older one may be whole
             continue
         if state["run"] != mine:
             continue
-        restore(trainer, store.read_tensors(path / "state.safetensors"))
-        trainer.step, trainer.scale = state["step"], state["scale"]
-        trainer.stopped, trainer.seconds = state["stopped"], state["seconds"]
+        for trainer, file, scales in zip(run.trainers, files, state["scales"], strict=True):
+            restore(trainer, store.read_tensors(file))
+            trainer.scales = scales
+        run.step, run.stopped, run.seconds = state["step"], state["stopped"], state["seconds"]
         return True
     for path in checkpoints(Path(folder)):
         shutil.rmtree(path)
     return False
 
 
-def identity(trainer: Trainer) -> dict[str, Any]:
-    """What decides the weights of a run: its config, and which activations it is trained on."""
-    return {"config": trainer.config.decisive(), "stream": trainer.stream.identity()}
+def identity(run: Run[Any]) -> dict[str, Any]:
+    """What decides the weights of a run: its SAEs, and which activations they are trained on."""
+    members = [
+        {"config": one.config.decisive(), "reads": list(one.reads), "writes": list(one.writes)}
+        for one in (trainer.member for trainer in run.trainers)
+    ]
+    return {"members": members, "stream": run.stream.identity()}
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """What the decoder rows of an SAE point at: tokens, and each other."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,9 @@ def neighbours(sae: Sae, n: int = 10) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel, sae: Sae, site: Site, n: int = 10) -> dict[str, tuple[Tensor, Tensor]] | None:
+def logits(
+    model: PreTrainedModel, sae: Sae, writes: Sequence[Site], n: int = 10
+) -> dict[str, tuple[Tensor, Tensor]] | None:
     """The tokens each latent speaks for most and against most: {"top": (ids [M, n], values [M, n]), "bottom":
     ...}.
 
@@ -41,10 +45,10 @@ def logits(model: PreTrainedModel, sae: Sae, site: Site, n: int = 10) -> dict[st
     """
     unembedding = model.get_output_embeddings() if is_causal(model.config) else None
     norm = final_norm(model)
-    if unembedding is None or norm is None or not site.residual:
+    if unembedding is None or norm is None or len(writes) > 1 or not writes[0].residual:
         return None
     W = unembedding.weight.float()  # [V, D]
-    if W.shape[1] != sae.d_in:
+    if W.shape[1] != sae.d_out:
         return None
     rows = through_norm(norm, sae.W_dec.float().to(W.device))
     n = min(n, len(W))

@@ -1,8 +1,8 @@
-"""Sparse autoencoders: x [B, D] -> codes f [B, M] >= 0 -> reconstruction [B, D].
+"""Sparse autoencoders: x [B, D] -> codes f [B, M] -> reconstruction [B, D].
 
-Shapes: W_enc and W_dec [M, D], one row per latent (SAELens stores W_enc the other way round: saelens.py turns
-it); b_enc [M]; b_dec [D]. Both architectures compute a = (x - b_dec) W_enc^T + b_enc and x_hat = f W_dec +
-b_dec.
+Shapes: W_enc [M, D] and W_dec [M, D], one row per latent (SAELens stores W_enc the other way round: saelens.py turns
+it); b_enc [M]; b_dec [D]. What all architectures share: a = (x - b_dec) W_enc^T + b_enc and x_hat = f W_dec + b_dec.
+They differ in what becomes of a, and in what beside the error is to be small: see architectures/.
 
 The norms of the decoder rows are free in training, and whatever asks for sparsity looks at a_i * ||W_dec_i||,
 the length of what latent i would write: nothing is gained by shrinking one weight and growing the other, so
@@ -10,27 +10,38 @@ no row needs to be renormalised nor any gradient projected. `folded` moves the n
 inputs) into the encoder: the result has unit decoder rows, reads unscaled activations, and computes the same.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.ml.errors import WithHint
-from jobs.ml.sparse import Decode, Encode, Routing, choose
+from jobs.ml.config import TrainConfig
+from jobs.ml.support import Codes, Linear, Support
 
 INITIAL_NORM = 0.1  # of the rows of W_dec and W_enc, as in SAELens
 TINY = 1e-12
+Term = tuple[str, float, Tensor]  # of an objective: its name, its weight, its value
 
 
-class Codes(NamedTuple):
-    """The non-zero entries of f [B, M], rows ascending."""
+@dataclass(frozen=True)
+class Moment:
+    """When in a training."""
 
-    rows: Tensor  # int64 [n]
-    latents: Tensor  # int64 [n]
-    values: Tensor  # float32 [n], > 0
+    config: TrainConfig
+    step: int
+    dead: Tensor  # int64 [n], latents
+
+
+class Seen(NamedTuple):
+    """A batch on its way through the autoencoder."""
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [B, D_out], the target: x itself for an autoencoder
+    support: Support
+    a: Tensor  # pre-activations at the entries of the support
+    f: Tensor  # codes there
 
 
 @dataclass
@@ -40,209 +51,156 @@ class Fit:
     loss: Tensor  # scalar, to be minimised
     x_hat: Tensor  # [B, D]
     fired: Tensor  # [M]: on how many of the batch's rows each latent is active
-    parts: dict[str, Tensor]  # scalars: what the loss is the sum of
+    parts: dict[str, Tensor]  # scalars: what the loss is the sum of, unweighted
+
+
+class Shape(TypedDict, total=False):
+    """What an autoencoder and a transcoder differ in."""
+
+    d_out: int | None  # of the outputs; None: the inputs'
+    centred: bool  # b_dec is taken off the input
+    skip: bool  # a linear map from input to output beside the latents, which starts at zero
+    folded: bool  # decoder norms no longer count, because they are one
 
 
 class Sae(nn.Module):
     architecture: ClassVar[str]
+    TAKES: ClassVar[tuple[str, ...]] = ()  # options that the constructor takes, beside the shape
+    signed: ClassVar[bool] = False  # codes may be negative
 
-    def __init__(self, d_in: int, width: int, *, folded: bool = False) -> None:
-        """folded: decoder norms no longer count, because they are one."""
+    def __init__(self, d_in: int, width: int, **shape: Unpack[Shape]) -> None:
         super().__init__()
-        self.d_in, self.width, self.is_folded = d_in, width, folded
+        self.d_in, self.width, self.d_out = d_in, width, shape.get("d_out") or d_in
+        self.centred, self.is_folded = shape.get("centred", True), shape.get("folded", False)
         self.W_enc = nn.Parameter(torch.zeros(width, d_in))
-        self.W_dec = nn.Parameter(torch.zeros(width, d_in))
+        self.W_dec = nn.Parameter(torch.zeros(width, self.d_out))
         self.b_enc = nn.Parameter(torch.zeros(width))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.W_skip = nn.Parameter(torch.zeros(self.d_out, d_in)) if shape.get("skip") else None
+
+    @property
+    def shape(self) -> Shape:
+        return {"d_out": self.d_out, "centred": self.centred, "skip": self.W_skip is not None, "folded": self.is_folded}
 
     def options(self) -> dict[str, Any]:
-        """What the constructor needs beside the sizes."""
-        return {}
+        """What the constructor needs beside the shape."""
+        return {name: getattr(self, name) for name in self.TAKES}
 
     @torch.no_grad()
-    def initialise(self, seed: int, b_dec: Tensor) -> None:
-        """Random directions, W_enc = W_dec; b_dec [D] is where the data has its centre."""
+    def initialise(self, seed: int, b_dec: Tensor, centre: Tensor) -> None:
+        """Random directions, the same to read and to write where that is possible; b_dec [D_out] is where the outputs
+        have their centre, `centre` [D] the inputs: it goes into b_enc where b_dec is not taken off."""
         random = torch.Generator().manual_seed(seed)
-        rows = F.normalize(torch.randn(self.width, self.d_in, generator=random), dim=1) * INITIAL_NORM
-        self.W_dec.copy_(rows)
-        self.W_enc.copy_(rows)
-        self.b_enc.zero_()
+        self.W_dec.copy_(F.normalize(torch.randn(self.W_dec.shape, generator=random), dim=1) * INITIAL_NORM)
+        if self.centred:
+            self.W_enc.copy_(self.W_dec)
+        else:
+            self.W_enc.copy_(F.normalize(torch.randn(self.W_enc.shape, generator=random), dim=1) * INITIAL_NORM)
+        self.b_enc.copy_(torch.zeros_like(self.b_enc) if self.centred else -(self.W_enc @ centre))
         self.b_dec.copy_(b_dec)
 
     def decoder_norms(self) -> Tensor:
         """[M]; ones once folded."""
         return torch.ones_like(self.b_enc) if self.is_folded else self.W_dec.norm(dim=1)
 
-    def preactivations(self, x: Tensor) -> Tensor:
-        """[B, M]; with a gradient for every parameter, but none for x.
+    def encoder(self) -> Linear:
+        return Linear(self.W_enc, self.b_enc, self.b_dec if self.centred else None)
 
-        b_dec comes in twice, as a number and as a zero with a gradient: that spares a product of the size [B,
-        M] x [M, D].
-        """
-        b_dec = self.b_dec.detach()
-        return F.linear(x - b_dec, self.W_enc, self.b_enc + self.W_enc @ (b_dec - self.b_dec))
+    @torch.no_grad()
+    def weighted_encoder(self) -> Linear:
+        """Whose pre-activations are a_i ||W_dec_i||."""
+        if self.is_folded:
+            return self.encoder()
+        norms = self.decoder_norms().clamp_min(TINY)
+        return Linear(self.W_enc * norms[:, None], self.b_enc * norms, self.b_dec if self.centred else None)
 
+    # ---- what an architecture is
+
+    def support(self, x: Tensor, dtype: torch.dtype | None = None) -> Support:
+        """Where the codes of x [B, D] may be other than zero; dtype: of the product that decides it, None: x's."""
+        raise NotImplementedError
+
+    def activate(self, a: Tensor, support: Support) -> Tensor:
+        """The codes at the entries of the support, from the pre-activations there."""
+        return a.relu()
+
+    def terms(self, seen: Seen, moment: Moment) -> list[Term]:
+        """What is added to the squared error."""
+        return []
+
+    def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
+        """Seen once before every step, with the whole batch."""
+
+    # ---- what all do with it
+
+    def fit(self, x: Tensor, y: Tensor, support: Support, moment: Moment) -> Fit:
+        """The training objective on x [B, D] and its target y [B, D_out]."""
+        a = support.encode(x, self.encoder())
+        seen = Seen(x, y, support, a, self.activate(a, support))
+        *inner, x_hat = self.reconstructions(seen)
+        mse = squared_error(y, x_hat)
+        terms = [*self.terms(seen, moment), *(("nested", 1.0, squared_error(y, part)) for part in inner)]
+        loss = mse + sum(weight * value for _, weight, value in terms)
+        fired = support.per_latent((seen.f.detach() != 0).to(x.dtype))
+        parts = {name: torch.stack([v for other, _, v in terms if other == name]).sum() for name, _, _ in terms}
+        return Fit(loss, x_hat, fired, {"mse": mse, **parts})
+
+    def reconstructions(self, seen: Seen) -> list[Tensor]:
+        """x_hat [B, D_out] last; before it those of the dictionaries within, where there are some."""
+        return [seen.support.decode(seen.f, self.W_dec) + self.bypass(seen.x)]
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """What is written whatever the latents are."""
+        return self.b_dec if self.W_skip is None else F.linear(x, self.W_skip, self.b_dec)
+
+    @torch.no_grad()
+    def active(self, x: Tensor) -> Codes:
+        """The codes of x [B, D] that are not zero."""
+        support = self.support(x)
+        return support.codes(self.activate(support.encode(x, self.encoder()), support))
+
+    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """f [B, M]"""
-        raise NotImplementedError
+        codes = self.active(x)
+        return x.new_zeros(len(x), self.width).index_put_((codes.rows, codes.latents), codes.values)
 
-    def active(self, x: Tensor) -> Codes:
-        """encode(x) without its zeros."""
-        f = self.encode(x)
-        rows, latents = f.nonzero(as_tuple=True)
-        return Codes(rows, latents, f[rows, latents])
+    def decode_active(self, codes: Codes, x: Tensor) -> Tensor:
+        """x_hat [B, D] of the codes of x [B, D]"""
+        counts = torch.bincount(codes.rows, minlength=len(x))
+        starts = counts.cumsum(0) - counts
+        bags = F.embedding_bag(codes.latents, self.W_dec, starts, mode="sum", per_sample_weights=codes.values)
+        return bags + self.bypass(x)
 
-    def decode(self, f: Tensor) -> Tensor:
-        """x_hat [B, D] of f [B, M]"""
-        return f @ self.W_dec + self.b_dec
-
-    def decode_active(self, codes: Codes, n_rows: int) -> Tensor:
-        """x_hat [n_rows, D] of the codes of n_rows inputs"""
-        first = torch.bincount(codes.rows, minlength=n_rows).cumsum(0)
-        first = first - first.diff(prepend=first.new_zeros(1))
-        return (
-            F.embedding_bag(codes.latents, self.W_dec, first, mode="sum", per_sample_weights=codes.values) + self.b_dec
-        )
-
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x_hat [B, D]"""
-        return self.decode(self.encode(x))
-
-    def fit(self, x: Tensor, sparsity: float) -> Fit:
-        """The training objective on x [B, D]; sparsity: the weight of the penalty, where the architecture has
-        one.
-        """
-        raise NotImplementedError
+        return self.decode_active(self.active(x), x)
 
     @torch.no_grad()
-    def folded(self, scale: float = 1.0) -> Self:
-        """The same function of unscaled inputs x, where this one was trained on scale * x. Decoder rows have
-        norm 1.
-        """
-        norms = self.decoder_norms().clamp_min(TINY)
-        same = type(self)(self.d_in, self.width, folded=True, **self.options()).to(self.W_dec.device)
-        same.W_enc.copy_(self.W_enc * norms[:, None])
-        same.b_enc.copy_(self.b_enc * norms / scale)
-        same.W_dec.copy_(self.W_dec / norms[:, None])
-        same.b_dec.copy_(self.b_dec / scale)
+    def folded(self, scale_in: Tensor | float = 1.0, scale_out: Tensor | float | None = None) -> "Sae":
+        """The same function of unscaled inputs x, where this one was trained on scale_in * x and targets scale_out * y.
+        Scales: numbers, or one for each dimension. Decoder rows have norm 1 (in the units of training, where the scales
+        of several sites differ)."""
+        s_in = torch.as_tensor(scale_in, device=self.W_dec.device, dtype=self.W_dec.dtype)
+        s_out = s_in if scale_out is None else torch.as_tensor(scale_out, device=s_in.device, dtype=s_in.dtype)
+        unit = s_out.log().mean().exp()
+        norms = self.decoder_norms().clamp_min(TINY) / unit  # of what a latent writes, in the units of y
+        same = self.inference(norms, unit).to(self.W_dec)
+        same.W_enc.copy_(self.W_enc * s_in * norms[:, None])
+        same.b_enc.copy_(self.b_enc * norms)
+        same.W_dec.copy_(self.W_dec / s_out / norms[:, None])
+        same.b_dec.copy_(self.b_dec / s_out)
+        if self.W_skip is not None and same.W_skip is not None:
+            same.W_skip.copy_(self.W_skip * s_in / s_out.reshape(-1, 1))
         return same
 
-
-class TopK(Sae):
-    """The k largest a_i ||W_dec_i|| of each row survive, if positive (Gao et al. 2024, arXiv:2406.04093)."""
-
-    architecture = "topk"
-
-    def __init__(self, d_in: int, width: int, k: int, *, folded: bool = False) -> None:
-        super().__init__(d_in, width, folded=folded)
-        self.k = k
-
-    def options(self) -> dict[str, Any]:
-        return {"k": self.k}
-
-    @torch.no_grad()
-    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The pre-activations [B, k] that survive and their latents [B, k], in no order."""
-        x = x - self.b_dec
-        if self.is_folded:
-            return choose(x, self.W_enc, self.b_enc, self.k)
-        norms = self.decoder_norms().clamp_min(TINY)
-        values, latents = choose(x, self.W_enc * norms[:, None], self.b_enc * norms, self.k)
-        return values / norms[latents], latents
-
-    def encode(self, x: Tensor) -> Tensor:
-        values, latents = self.choose(x)
-        return x.new_zeros(len(x), self.width).scatter_(1, latents, values.relu())
-
-    @torch.no_grad()
-    def active(self, x: Tensor) -> Codes:
-        values, latents = self.choose(x)
-        rows, places = (values > 0).nonzero(as_tuple=True)
-        return Codes(rows, latents[rows, places], values[rows, places])
-
-    def forward(self, x: Tensor) -> Tensor:
-        values, latents = self.choose(x)
-        return F.embedding_bag(latents, self.W_dec, mode="sum", per_sample_weights=values.relu()) + self.b_dec
-
-    def fit(self, x: Tensor, sparsity: float) -> Fit:
-        values, latents = self.choose(x)
-        routing = Routing(latents, self.width)
-        f = Encode.apply(values, x, self.W_enc, self.b_enc, self.b_dec, routing).relu()
-        x_hat = Decode.apply(f, self.W_dec, routing) + self.b_dec
-        fired = torch.zeros_like(self.b_enc).scatter_add_(0, latents.flatten(), (f > 0).float().flatten())
-        mse = squared_error(x, x_hat)
-        return Fit(mse, x_hat, fired, {"mse": mse})
-
-
-class Standard(Sae):
-    """ReLU, and an L1 penalty weighted by the decoder norms (Anthropic, Circuits Updates of April 2024)."""
-
-    architecture = "standard"
-
-    def encode(self, x: Tensor) -> Tensor:
-        return F.linear(x - self.b_dec, self.W_enc, self.b_enc).relu()
-
-    def fit(self, x: Tensor, sparsity: float) -> Fit:
-        f = self.preactivations(x).relu()
-        x_hat = self.decode(f)
-        mse = squared_error(x, x_hat)
-        l1 = (f @ self.decoder_norms()).mean()
-        fired = (f.detach() > 0).sum(0).float()
-        return Fit(mse + sparsity * l1, x_hat, fired, {"mse": mse, "l1": l1})
-
-
-ARCHITECTURES: Mapping[str, type[Sae]] = {cls.architecture: cls for cls in (TopK, Standard)}
-
-
-def build(architecture: str, d_in: int, width: int, k: int | None = None, *, folded: bool = False) -> Sae:
-    """Raises ValueError for an architecture that does not exist."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{architecture!r} is no architecture: there are {', '.join(ARCHITECTURES)}.")
-    options: dict[str, Any] = {"k": k} if architecture == "topk" else {}
-    return ARCHITECTURES[architecture](d_in, width, folded=folded, **options)
+    def inference(self, norms: Tensor, unit: Tensor) -> "Sae":
+        """What it is once folded, without the weights that all have; codes come out `norms` [M] times as large, and a
+        threshold of a_i ||W_dec_i|| is divided by `unit`."""
+        return type(self)(self.d_in, self.width, **self.options(), **self.shape | {"folded": True})
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """Summed over the dimensions, mean over the tokens."""
     return (x - x_hat).square().sum(-1).mean()
-
-
-def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-    """AuxK: how well the dead latents alone, the D/2 strongest per row, explain the residual x - x_hat [B,
-    D]. Scalar.
-
-    dead: int64 [n]. The residual is a target, not a path for gradients; b_dec is not added to its
-    reconstruction (it is in x_hat already), and the error is relative to the residual itself: 1 is no help
-    at all. The encoder rows get their gradient, so that a dead latent learns when to fire (Gao et al.
-    2024, A.2, with the corrections of the peers' code: see sae.md).
-    """
-    W_enc, W_dec = sae.W_enc[dead], sae.W_dec[dead]
-    a = F.linear(x - sae.b_dec.detach(), W_enc, sae.b_enc[dead])
-    strength = a.detach() * sae.decoder_norms()[dead].detach()
-    chosen = strength.topk(min(max(1, sae.d_in // 2), len(dead)), dim=-1, sorted=False).indices
-    f = torch.zeros_like(a).scatter(1, chosen, a.gather(1, chosen).relu())
-    return squared_error(residual, f @ W_dec) / residual.square().sum(-1).mean().clamp_min(1e-6)
-
-
-@torch.no_grad()
-def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
-    """The point [D] with the least summed distance to the rows of x [N, D] (Weiszfeld's algorithm)."""
-    median = x.mean(0)
-    for _ in range(iterations):
-        weights = 1 / (x - median).norm(dim=1, keepdim=True).clamp_min(1e-8)
-        moved = (x * weights).sum(0) / weights.sum()
-        if (moved - median).norm() <= tolerance * median.norm():
-            return moved
-        median = moved
-    return median
-
-
-@torch.no_grad()
-def input_scale(x: Tensor) -> float:
-    """What makes the mean norm of the rows of x [N, D] equal sqrt(D). Raises ValueError where all are
-    zero.
-    """
-    norm = x.norm(dim=1).mean().item()
-    if norm == 0:
-        raise WithHint("all activations are zero: there is nothing to learn at this site.")
-    return x.shape[1] ** 0.5 / norm

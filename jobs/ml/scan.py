@@ -5,7 +5,7 @@ The pass leaves one file per chunk of sequences, each whole or absent, and merge
 any moment it goes on with the first chunk that is missing, and ends with the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from jobs.ml.evaluate import DENSE
 from jobs.ml.evidence import PLAN, plan_of
 from jobs.ml.feature_statistics import write_statistics
 from jobs.ml.language_model import precision_of
+from jobs.ml.place import Place, find_place
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
-from jobs.ml.sites import Site, capture, resolve
 from jobs.ml.tokens import TokenShards
 
 CHUNK_TOKENS = 2**15
@@ -32,10 +32,11 @@ CHUNK_TOKENS = 2**15
 def scan(
     model: PreTrainedModel,
     sae: Sae,
-    site: str,
+    reads: str | Sequence[str],
     shards: TokenShards,
     folder: Path | str,
     *,
+    writes: Sequence[str] = (),
     tokens: int,
     sae_sha256: str = "",
     skip_special: bool = True,
@@ -47,6 +48,8 @@ def scan(
     """Writes the evidence on about `tokens` tokens (whole sequences) and returns the counts that its manifest
     keeps.
 
+    reads, writes: the sites of the SAE's inputs and, where those are others, of its outputs. Of codes that may be
+    negative the positive ones are kept: evidence is of what a feature fires on.
     sae_sha256: tells this SAE from others, so that a half-finished scan is not taken up with another one.
     on_progress(tokens, of) is called after every forward pass, on_sort(share) while what was read is put in order.
     Both may raise: finished chunks are kept.
@@ -56,7 +59,7 @@ def scan(
     reading = Reading(
         model,
         sae,
-        resolve(model, site, sae.d_in),
+        find_place(model, sae, reads, writes),
         shards,
         covering(shards, tokens),
         skip_special,
@@ -64,7 +67,7 @@ def scan(
         on_progress,
     )
     plan = {
-        "site": site,
+        "sites": [site.name for site in (*reading.place.reads, *reading.place.writes)],
         "sae": sae_sha256,
         "tokens": store.sha256(shards.folder / "manifest.json"),
         "split": shards.split,
@@ -100,7 +103,7 @@ class Reading:
 
     model: PreTrainedModel
     sae: Sae
-    site: Site
+    place: Place
     shards: TokenShards
     rows: int
     skip_special: bool
@@ -128,8 +131,8 @@ class Reading:
         positions, latents, values = [], [], []
         for read in batches(self.shards, start, end, self.model_batch, self.skip_special):
             read = read.to(self.model.device)
-            x = read.counted(capture(self.model, self.site, read.ids, read.attention))
-            code = self.sae.active(x.to(device, torch.float32))
+            x = read.counted(self.place.inputs(self.model, read))
+            code = self.sae.active(x.to(device, torch.float32)).positive()
             positions.append((read.first * T + read.places[code.rows.to(read.places.device)]).cpu())
             latents.append(code.latents.cpu())
             values.append(code.values.cpu())
@@ -149,7 +152,7 @@ class Reading:
 def write_directions(reading: Reading, folder: Path) -> None:
     ids, cosines = neighbours(reading.sae)
     arrays = {"neighbour_ids": ids.int(), "neighbour_cosines": cosines}
-    for end, (tokens, values) in (logits(reading.model, reading.sae, reading.site) or {}).items():
+    for end, (tokens, values) in (logits(reading.model, reading.sae, reading.place.writes) or {}).items():
         arrays |= {f"{end}_logit_ids": tokens.int(), f"{end}_logit_values": values}
     for name, array in arrays.items():
         store.write_array(folder / f"{name}.npy", array.cpu().numpy())

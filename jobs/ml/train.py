@@ -1,25 +1,45 @@
-"""Training an SAE on a stream of activations: a generator of ticks, stopped by no longer asking for the next
-one.
-"""
+"""Training SAEs on one stream of activations: a generator of ticks, stopped by no longer asking for the next one."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from jobs.ml.activations import ActivationStream
-from jobs.ml.cached_activations import CachedActivations
-from jobs.ml.config import TrainConfig
+from jobs.ml.architectures import build
+from jobs.ml.config import BadConfig, Member
 from jobs.ml.errors import WithHint
-from jobs.ml.sae import TINY, Fit, Sae, build, geometric_median, input_scale, revive
+from jobs.ml.revival import revive
+from jobs.ml.sae import TINY, Fit, Moment, Sae
+from jobs.ml.scaling import geometric_median, input_scale
+from jobs.ml.sites import Site
 
 REFRESH = 16  # steps between looks at which latents are dead: that takes a host sync on a GPU
+Activations = Mapping[str, Tensor]  # by site, [B, D] of the same tokens
 
 
 class Diverged(WithHint):
     pass
+
+
+class Stream(Protocol):
+    """Where activations come from: ActivationStream, CachedActivations."""
+
+    @property
+    def sites(self) -> Mapping[str, Site]: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+    def prepare(self, step: int) -> Iterator[None]: ...
+
+    def batch(self, step: int) -> Activations: ...
+
+    def sample(self) -> Activations: ...
+
+
+Source = TypeVar("Source", bound=Stream)
 
 
 @dataclass(frozen=True)
@@ -29,27 +49,128 @@ class Tick:
     step: int  # steps done
     steps: int
     tokens: int  # tokens seen
-    metrics: dict[str, float] = field(default_factory=dict)  # only after every `log_every`th step, and the last
+    metrics: Sequence[Mapping[str, float]] = field(default_factory=list)  # one for each SAE; after every
+    # `log_every`th step, and the last, else none
 
 
 class Trainer:
-    """The state of a run. Everything random happens before the first step, so there is no generator to
-    save.
-    """
+    """One SAE in training. Everything random happens before the first step, so there is no generator to save."""
 
-    def __init__(self, config: TrainConfig, stream: ActivationStream | CachedActivations, device: str = "cpu") -> None:
+    def __init__(self, member: Member, sites: Mapping[str, Site], device: str = "cpu") -> None:
         """Raises BadConfig, ValueError."""
-        self.config, self.stream, self.device = config, stream, device
-        self.sae: Sae = build(config.architecture, stream.site.width, config.width, config.k).to(device)
+        member.check()
+        self.member, self.config, self.device = member, member.config, device
+        config, self.widths = self.config, [[sites[name].width for name in side] for side in self.sides]
+        d_in, d_out = map(sum, self.widths)
+        options = {**config.options, "parts": self.widths[0]}
+        self.sae: Sae = build(config.architecture, d_in, config.width, d_out=d_out, **options).to(device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=0.0, betas=(config.beta1, config.beta2), fused=True)
-        self.scale = 0.0  # of the inputs; 0 until it has been estimated
-        self.step = 0
-        self.stopped = False  # ended before the last step, by choice
-        self.seconds = 0.0  # spent in training, over all attempts
+        self.selection = None if config.selection == "float32" else getattr(torch, config.selection)
+        self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
         self.silent = torch.zeros(config.width, dtype=torch.long, device=device)  # tokens since each latent fired
         self.dead = torch.zeros(config.width, dtype=torch.bool, device=device)  # as of the last look
         self.dead_latents = self.dead.nonzero().flatten()
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)  # first one whose loss was not finite
+
+    @property
+    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.member.reads, self.member.targets
+
+    def begin(self, sample: Activations, batch: Activations) -> None:
+        """Scales from the first chunk of activations, centres from the first batch; neither is used up by it."""
+        self.scales = [[input_scale(sample[name]) for name in side] for side in self.sides]
+        x, y = self.scaled(batch)
+        y_centre = geometric_median(y)
+        self.sae.initialise(self.config.seed, y_centre, y_centre if y is x else geometric_median(x))
+
+    def scaled(self, batch: Activations) -> tuple[Tensor, Tensor]:
+        """Inputs [B, D] and targets [B, D_out]: the same tensor where the same sites are read and written."""
+        x = side_by_side(batch, self.member.reads, self.scales[0])
+        return x, side_by_side(batch, self.member.writes, self.scales[1]) if self.member.writes else x
+
+    def update(self, batch: Activations, step: int) -> dict[str, float]:
+        """One optimizer step; metrics where this step is to be logged. Raises Diverged."""
+        x, y = self.scaled(batch)
+        if step % REFRESH == 0:
+            self.dead = self.silent >= self.config.dead_window
+            self.dead_latents = self.dead.nonzero().flatten()
+        lr = self.config.lr_at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        sums = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
+        norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
+        self.bad_step = torch.where(finite, self.bad_step, step)
+        if (step + 1) % self.config.log_every and step + 1 < self.config.steps:
+            return {}
+        self.check()
+        dead = (self.silent >= self.config.dead_window).float().mean()
+        return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
+
+    def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
+        """Backward over the batch x [B, D], y [B, D_out] in micro-batches; its metrics as scalars on the device. What
+        is active is chosen in the whole batch, so that its parts change nothing."""
+        support = self.sae.support(x, self.selection)
+        self.sae.observe(x, support, moment)
+        total = squared_deviation(y).clamp_min(TINY)
+        fired = torch.zeros_like(self.sae.b_enc)
+        sums: dict[str, Tensor] = {}
+        size = self.config.micro_batch_tokens or len(x)
+        for start in range(0, len(x), size):
+            part, target = x[start : start + size], y[start : start + size]
+            own = support if len(part) == len(x) else support.part(start, start + len(part))
+            fit = self.sae.fit(part, target, own, moment)
+            loss = self.add_aux(fit, part, target, moment.dead)
+            share = len(part) / len(x)
+            (loss * share).backward()
+            for name, value in {"loss": loss, **fit.parts}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
+            fired += fit.fired
+        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
+        return {**sums, "fvu": sums["mse"] * len(x) / total, "l0": fired.sum() / len(x)}
+
+    def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor) -> Tensor:
+        """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about
+        D, and so have the errors before training: the aux loss, a share, is brought to the same scale."""
+        coefficient = float(self.config.options["aux_coefficient"])
+        if not coefficient or not len(dead):
+            return fit.loss
+        aux = revive(self.sae, x, (y - fit.x_hat).detach(), dead)
+        fit.parts["aux"] = aux
+        return fit.loss + coefficient * y.shape[1] * aux
+
+    def check(self) -> None:
+        """Raises Diverged if a loss up to now was no finite number."""
+        if (bad := int(self.bad_step)) >= 0:
+            raise Diverged(
+                f"the loss stopped being a finite number at step {bad} of {self.config.steps}: the learning "
+                f"rate {self.config.peak_lr:g} is too high for this data, or the activations have extreme values.",
+                "Start again with a lower learning rate.",
+            )
+
+    def export(self) -> Sae:
+        """The SAE as it is now, folded: it reads unscaled activations and its decoder rows have norm 1."""
+        self.check()
+        return self.sae.folded(*(spread(*side) for side in zip(self.scales, self.widths, strict=True))).eval()
+
+
+class Run(Generic[Source]):
+    """SAEs that learn side by side from the same activations: one forward pass and one order of tokens feed them all.
+    Each becomes what it would have become alone on the same stream, to the last bit."""
+
+    def __init__(self, members: Sequence[Member], stream: Source, device: str = "cpu") -> None:
+        """Raises BadConfig, ValueError."""
+        self.stream, self.device = stream, device
+        self.config = members[0].config
+        for name in ("tokens", "batch_tokens", "log_every"):
+            if len({getattr(member.config, name) for member in members}) > 1:
+                raise BadConfig(name, f"{name} must be the same for all SAEs of a run.")
+        self.trainers = [Trainer(member, stream.sites, device) for member in members]
+        self.step = 0
+        self.stopped = False  # ended before the last step, by choice
+        self.seconds = 0.0  # spent in training, over all attempts
 
     @property
     def finished(self) -> bool:
@@ -65,86 +186,35 @@ class Trainer:
             started = time.monotonic()
             for _ in self.stream.prepare(self.step):
                 yield self.tick()
-            x = self.stream.batch(self.step)
+            batch = self.stream.batch(self.step)
             if self.step == 0:
-                self.begin(x)
-            metrics = self.update(x * self.scale)
+                sample = self.stream.sample()
+                for trainer in self.trainers:
+                    trainer.begin(sample, batch)
+            metrics = [trainer.update(batch, self.step) for trainer in self.trainers]
+            self.step += 1
             self.seconds += time.monotonic() - started
-            yield self.tick(metrics)
+            yield self.tick(metrics if metrics[0] else ())
 
-    def tick(self, metrics: dict[str, float] | None = None) -> Tick:
-        return Tick(self.step, self.config.steps, self.tokens, metrics or {})
-
-    def begin(self, x: Tensor) -> None:
-        """Scale from the first chunk of activations, centre from the first batch; neither is used up by
-        it.
-        """
-        self.scale = input_scale(self.stream.sample())
-        self.sae.initialise(self.config.seed, geometric_median(x * self.scale))
-
-    def update(self, x: Tensor) -> dict[str, float]:
-        """One optimizer step on the scaled batch x [B, D]; metrics where this step is to be logged."""
-        if self.step % REFRESH == 0:
-            self.dead = self.silent >= self.config.dead_window
-            self.dead_latents = self.dead.nonzero().flatten()
-        lr = self.config.lr_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad()
-        sums = self.gather_gradients(x)
-        norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
-        self.bad_step = torch.where(finite, self.bad_step, self.step)
-        self.step += 1
-        if self.step % self.config.log_every and self.step < self.config.steps:
-            return {}
-        self.check()
-        sums |= {
-            "lr": torch.tensor(lr),
-            "grad_norm": norm,
-            "dead": (self.silent >= self.config.dead_window).float().mean(),
-        }
-        return {name: float(value) for name, value in sums.items()}
-
-    def gather_gradients(self, x: Tensor) -> dict[str, Tensor]:
-        """Backward over the batch x [B, D] in micro-batches; the batch's metrics as scalars on the device."""
-        total = squared_deviation(x).clamp_min(TINY)
-        fired = torch.zeros_like(self.sae.b_enc)
-        sums: dict[str, Tensor] = {}
-        for part in x.split(self.config.micro_batch_tokens or len(x)):
-            fit = self.sae.fit(part, self.config.sparsity_at(self.step))
-            loss = self.add_aux(fit, part)
-            share = len(part) / len(x)
-            (loss * share).backward()
-            for name, value in {"loss": loss, **fit.parts}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() * share
-            fired += fit.fired
-        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
-        return {**sums, "fvu": sums["mse"] * len(x) / total, "l0": fired.sum() / len(x)}
-
-    def add_aux(self, fit: Fit, x: Tensor) -> Tensor:
-        """The loss of the fit, plus that of the dead latents where there are some. Inputs have a squared norm of about
-        D, and so have the errors before training: the aux loss, a share, is brought to the same scale."""
-        if not self.config.aux_coefficient or not len(self.dead_latents):
-            return fit.loss
-        aux = revive(self.sae, x, (x - fit.x_hat).detach(), self.dead_latents)
-        fit.parts["aux"] = aux
-        return fit.loss + self.config.aux_coefficient * x.shape[1] * aux
+    def tick(self, metrics: Sequence[Mapping[str, float]] = ()) -> Tick:
+        return Tick(self.step, self.config.steps, self.tokens, metrics)
 
     def check(self) -> None:
-        """Raises Diverged if a loss up to now was no finite number."""
-        if (bad := int(self.bad_step)) >= 0:
-            raise Diverged(
-                f"the loss stopped being a finite number at step {bad} of {self.config.steps}: the learning "
-                f"rate {self.config.peak_lr:g} is too high for this data, or the activations have extreme values.",
-                "Start again with a lower learning rate.",
-            )
+        """Raises Diverged."""
+        for trainer in self.trainers:
+            trainer.check()
 
-    def export(self) -> Sae:
-        """The SAE as it is now, folded: it reads unscaled activations and its decoder rows have norm 1."""
-        self.check()
-        return self.sae.folded(self.scale)
+
+def side_by_side(batch: Activations, names: Sequence[str], scales: Sequence[float]) -> Tensor:
+    """[B, D_1 + D_2 + ...], each site scaled."""
+    parts = [batch[name] * scale for name, scale in zip(names, scales, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def spread(scales: Sequence[float], widths: Sequence[int]) -> Tensor:
+    """One scale for each dimension; a single one where there is one site."""
+    values = torch.tensor(scales)
+    return values[0] if len(scales) == 1 else values.repeat_interleave(torch.tensor(widths))
 
 
 def squared_deviation(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A training from files to files: the run that a job drives, and what it leaves behind."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from jobs.ml import store
 from jobs.ml.activations import ActivationStream
 from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.calibration import load_calibrated
-from jobs.ml.config import AUTO, UNSETTLED_ROWS, TrainConfig
-from jobs.ml.determinism import set_up
+from jobs.ml.config import AUTO, UNSETTLED_ROWS
+from jobs.ml.determinism import selection_of, set_up
 from jobs.ml.evaluate import evaluate
 from jobs.ml.language_model import load_model, precision_of
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
-from jobs.ml.train import Trainer
+from jobs.ml.train import Member, Run, Trainer
+
+Activations = ActivationStream | CachedActivations
 
 
-def source_of(stream: ActivationStream | CachedActivations) -> str:
+def source_of(stream: Activations) -> str:
     """Where the activations come from, in words."""
     if isinstance(stream, CachedActivations):
         return f"activations are read from {', '.join(str(reader.folder) for reader in stream.readers)}"
@@ -29,102 +31,134 @@ def source_of(stream: ActivationStream | CachedActivations) -> str:
 
 
 def begin(
-    config: TrainConfig,
+    members: Sequence[Member],
     *,
     model_folder: str,
     tokens_folder: str,
-    site: str,
+    seed: int,
     buffer_tokens: int,
     model_batch: int | None,
     skip_special: bool,
     dtype: str,
+    selection: str,
     begun: Path,
     caches: Sequence[str] = (),
     cache_weights: Sequence[float] = (),
-) -> Trainer:
-    """A trainer before its first step, on the first GPU where there is one. It reads the caches where some are given,
-    else runs the model.
+) -> Run[Activations]:
+    """A run before its first step, on the first GPU where there is one. It reads the caches where some are given, else
+    runs the model. seed: of the order of the activations.
 
-    What is left open, dtype `auto` and model_batch None, is decided once: the file `begun` keeps it for later attempts,
-    since both leave their mark in the last bits of the weights.
+    What is left open, dtype and selection `auto` and model_batch None, is decided once: the file `begun` keeps it for
+    later attempts, since all leave their mark in the last bits of the weights.
     """
-    device = set_up(config.seed)
+    device = set_up(seed)
     shards = TokenShards(tokens_folder, "train")
-    place: dict[str, Any] = {"site": site, "context_length": shards.context_length, "device": device}
-    reading: dict[str, Any] = {"batch_tokens": config.batch_tokens, "seed": config.seed, "device": device}
-    if caches:
-        source = CachedActivations(
-            caches,
-            site,
-            shards,
-            partial(load_model, model_folder, device),
-            weights=cache_weights,
-            model_batch=model_batch or UNSETTLED_ROWS,
-            **reading,
-        )
-        return Trainer(config, source, device)
+    sites = list(dict.fromkeys(site for member in members for site in (*member.reads, *member.writes)))
+    batch_tokens = members[0].config.batch_tokens
+    reading: dict[str, Any] = {"batch_tokens": batch_tokens, "seed": seed, "device": device}
     earlier = store.read_json(begun) if begun.is_file() else {}
-    if earlier.get("device") == device and dtype in (AUTO, earlier["dtype"]):
-        dtype, model_batch = earlier["dtype"], model_batch or earlier["model_batch"]
-    model, dtype, rows = load_calibrated(model_folder, **place, dtype=dtype, rows=model_batch)
-    if (now := {"device": device, "dtype": dtype, "model_batch": rows}) != earlier:
-        store.write_json(begun, now)
-    stream = ActivationStream(
-        model, site, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, model_batch=rows, **reading
-    )
-    return Trainer(config, stream, device)
+    if earlier.get("device") != device:
+        earlier = {}
+    settled: dict[str, Any] = {"device": device, "selection": selection_of(earlier.get("selection", selection), device)}
+    members = [replace(one, config=replace(one.config, selection=settled["selection"])) for one in members]
+    if caches:
+        rows = model_batch or UNSETTLED_ROWS
+        load = partial(load_model, model_folder, device)
+        stream: Activations = CachedActivations(
+            caches, sites, shards, load, weights=cache_weights, model_batch=rows, **reading
+        )
+    else:
+        if dtype in (AUTO, earlier.get("dtype")):
+            dtype, model_batch = earlier.get("dtype", dtype), model_batch or earlier.get("model_batch")
+        model, dtype, rows = load_calibrated(
+            model_folder, site=sites[-1], context_length=shards.context_length, device=device, dtype=dtype,
+            rows=model_batch,
+        )  # fmt: skip
+        settled |= {"dtype": dtype, "model_batch": rows}
+        stream = ActivationStream(
+            model, sites, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, model_batch=rows, **reading
+        )
+    if settled != earlier:
+        store.write_json(begun, settled)
+    return Run[Activations](members, stream, device)
 
 
 def finish(
-    trainer: Trainer, folder: Path | str, *, tokens: int, on_progress: Callable[[int, int], None], **metadata: Any
+    run: Run[Activations],
+    folders: Sequence[Path | str],
+    *,
+    tokens: int,
+    on_progress: Callable[[int, int], None],
+    **metadata: Any,
 ) -> dict[str, Any]:
-    """Exports the folded SAE, measures it on about `tokens` held-out tokens, and returns the figures of the run.
+    """Exports the folded SAEs, measures each on about `tokens` held-out tokens, and returns the figures of the run,
+    those of its SAEs under `saes`.
 
-    The folder gets SAELens' two files and a manifest. metadata: see saelens.save_sae.
+    Each SAE's folder gets SAELens' two files and a manifest. metadata: see saelens.save_sae.
     """
-    folder, stream, sae = Path(folder), trainer.stream, trainer.export()
-    held_out = TokenShards(stream.shards.folder, "held_out")
-    reading: dict[str, Any] = {
-        "skip_special": stream.skip_special,
+    stream = run.stream
+    shared = {
+        "steps": run.step,
+        "tokens": run.tokens,
+        "epochs": run.tokens / stream.tokens_per_epoch,
+        "seconds": round(run.seconds, 1),
+        "stopped_early": run.stopped,
+        "dtype": stream.dtype,  # of the language model
         "model_batch": stream.model_batch,
-        "on_progress": on_progress,
     }
+    results = []
+    for n, (trainer, folder) in enumerate(zip(run.trainers, folders, strict=True)):
+        told = partial(tell_share, on_progress, n, len(run.trainers))
+        results.append(save(trainer, stream, Path(folder), tokens, told, shared, metadata))
+    return {**shared, "saes": results}
+
+
+def tell_share(on_progress: Callable[[int, int], None], n: int, of: int, done: int, total: int) -> None:
+    on_progress(n * total + done, of * total)
+
+
+def save(
+    trainer: Trainer,
+    stream: Activations,
+    folder: Path,
+    tokens: int,
+    on_progress: Callable[[int, int], None],
+    shared: dict[str, Any],
+    metadata: dict[str, Any],
+) -> dict[str, Any]:
+    """One SAE of the run."""
+    member, sae = trainer.member, trainer.export()
+    held_out = TokenShards(stream.shards.folder, "held_out")
     metrics: dict[str, Any] = {"not_measured": {"all": "no sequences are held out"}}
     if held_out.n_sequences:
         metrics = evaluate(
-            stream.model, sae, stream.site.name, held_out, tokens=tokens, ce_tokens=tokens // 4, **reading
-        )
+            stream.model, sae, member.reads, held_out, writes=member.writes, tokens=tokens, ce_tokens=tokens // 4,
+            skip_special=stream.skip_special, model_batch=stream.model_batch, on_progress=on_progress,
+        )  # fmt: skip
     result = {
         "d_in": sae.d_in,
         "width": sae.width,
-        "steps": trainer.step,
-        "tokens": trainer.tokens,
-        "epochs": trainer.tokens / stream.tokens_per_epoch,
-        "seconds": round(trainer.seconds, 1),
-        "stopped_early": trainer.stopped,
-        "dtype": precision_of(stream.model),  # of the language model
-        "model_batch": stream.model_batch,
         **{name: metrics.get(name) for name in ("fvu", "l0", "ce_recovered", "dead", "dense")},
         "evaluated_tokens": metrics.get("tokens"),
         "metrics": metrics,
     }
-    save_sae(sae, folder, site=stream.site.name, **provenance(stream), **metadata)
+    save_sae(sae, folder, reads=member.reads, writes=member.writes, **provenance(stream), **metadata)
     store.write_manifest(
         folder,
         ["cfg.json", "sae_weights.safetensors"],
         kind="sae",
-        config=asdict(trainer.config),
-        site=asdict(stream.site),
-        input_scale=trainer.scale,  # folded in already: kept so that the run can be retraced
+        config=asdict(member.config),
+        sites={name: asdict(stream.sites[name]) for name in (*member.reads, *member.writes)},
+        input_scales=trainer.scales,  # folded in already: kept so that the run can be retraced
         threads=torch.get_num_threads(),
         tokenization=store.fingerprint(store.read_manifest(stream.shards.folder)),
         activations=stream.identity(),
-        result=result,
+        result={**shared, **result},
     )
     return result
 
 
-def provenance(stream: ActivationStream | CachedActivations) -> dict[str, Any]:
+def provenance(stream: Activations) -> dict[str, Any]:
     """How the tokens were read, in SAELens's words: a peer that reads them otherwise measures other figures."""
     return {
         "context_size": stream.shards.context_length,

@@ -326,7 +326,7 @@ def test_an_epoch_has_every_token_exactly_once(model, shards, tmp_path, small_wi
     source = reading(tmp_path, shards, batch_tokens=batch)
     assert source.tokens_per_epoch == n
     assert len(source.readers[0].windows(0)[1]) >= 2
-    got = torch.cat([source.batch(step).clone() for step in range(n // batch)])
+    got = torch.cat([source.batch(step)[SITE].clone() for step in range(n // batch)])
     assert got.dtype == torch.float32
     assert np.array_equal(sorted_rows(got), sorted_rows(stored_rows(tmp_path)))
 
@@ -334,19 +334,19 @@ def test_an_epoch_has_every_token_exactly_once(model, shards, tmp_path, small_wi
 def test_a_batch_does_not_depend_on_those_read_before_it(shards, written, small_windows) -> None:
     running = reading(written, shards)
     steps = running.tokens_per_epoch // 100 + 5
-    batches = [running.batch(step).clone() for step in range(steps)]
+    batches = [running.batch(step)[SITE].clone() for step in range(steps)]
     assert all(batch.shape == (100, 32) for batch in batches)
     for step in (0, 7, 13, steps - 5, steps - 1):
-        assert torch.equal(reading(written, shards).batch(step), batches[step])
-    assert torch.equal(running.batch(3), batches[3])  # back again
+        assert torch.equal(reading(written, shards).batch(step)[SITE], batches[step])
+    assert torch.equal(running.batch(3)[SITE], batches[3])  # back again
 
 
 def test_epochs_and_seeds_differ_in_order(shards, written) -> None:
     n = reading(written, shards).tokens_per_epoch
     source = reading(written, shards, batch_tokens=n // 2)
-    first = source.batch(0).clone()
-    assert not torch.equal(first, source.batch(2))
-    assert not torch.equal(first, reading(written, shards, batch_tokens=n // 2, seed=2).batch(0))
+    first = source.batch(0)[SITE].clone()
+    assert not torch.equal(first, source.batch(2)[SITE])
+    assert not torch.equal(first, reading(written, shards, batch_tokens=n // 2, seed=2).batch(0)[SITE])
 
 
 def test_a_batch_is_taken_from_all_over_its_window(shards, written) -> None:
@@ -358,11 +358,11 @@ def test_a_batch_is_taken_from_all_over_its_window(shards, written) -> None:
 
 def test_the_sample_is_of_the_open_window_and_uses_nothing_up(shards, written) -> None:
     source = reading(written, shards)
-    before = source.batch(0).clone()
+    before = source.batch(0)[SITE].clone()
     stored = {row.tobytes() for row in stored_rows(written).numpy()}
-    sample = [row.tobytes() for row in source.sample().numpy()]
+    sample = [row.tobytes() for row in source.sample()[SITE].numpy()]
     assert len(sample) > 100 and stored.issuperset(sample)
-    assert torch.equal(source.batch(0), before)
+    assert torch.equal(source.batch(0)[SITE], before)
 
 
 def test_several_caches_are_mixed_by_weight_in_every_batch(model, tokens, shards, written, tmp_path) -> None:
@@ -372,10 +372,10 @@ def test_several_caches_are_mixed_by_weight_in_every_batch(model, tokens, shards
     ours = {row.tobytes() for row in stored_rows(written).numpy()}
     theirs = {row.tobytes() for row in stored_rows(other).numpy()}
     for step in (0, 1, 30):
-        rows = [row.tobytes() for row in mixed.batch(step).numpy()]
+        rows = [row.tobytes() for row in mixed.batch(step)[SITE].numpy()]
         assert sum(row in ours for row in rows[:75]) == 75
         assert sum(row in theirs for row in rows[75:]) == 25
-        assert torch.equal(reading([written, other], shards, weights=[3, 1]).batch(step), mixed.batch(step))
+        assert torch.equal(reading([written, other], shards, weights=[3, 1]).batch(step)[SITE], mixed.batch(step)[SITE])
     sizes = [reader.tokens_per_epoch for reader in mixed.readers]
     by_size = reading([written, other], shards)
     assert by_size.parts[0] == pytest.approx(100 * sizes[0] / sum(sizes), abs=1)
@@ -402,10 +402,10 @@ def test_a_cache_that_is_gone_says_the_way_out(shards, written, tmp_path) -> Non
     with pytest.raises(CacheMissing) as error:
         reading(tmp_path / "nowhere", shards)
     assert "make it again" in error.value.hint
-    source = CacheReader(written, SITE, 100, 0)
+    source = CacheReader(written, [SITE], 100, 0)
     (written / site_file(0, SITE, 0)).unlink()
     with pytest.raises(CacheMissing, match="is gone"):
-        source.read(0, torch.empty(100, 32))
+        source.read(0, {SITE: torch.empty(100, 32)})
 
 
 def test_nothing_of_a_cache_is_pickled(written) -> None:

@@ -26,6 +26,10 @@ def stream(model, shards, **options) -> ActivationStream:
     return ActivationStream(model, SITE, shards, **{"batch_tokens": 100, "buffer_tokens": 640, "seed": 1} | options)
 
 
+def read(source: ActivationStream, step: int) -> torch.Tensor:
+    return source.batch(step)[SITE]
+
+
 def every_activation(model, shards, keep_special: bool = False) -> torch.Tensor:
     ids, special = shards.rows(range(shards.n_sequences))
     x = torch.cat([capture(model, SITE, part) for part in torch.from_numpy(ids).long().split(8)]).flatten(0, 1)
@@ -44,32 +48,32 @@ def test_an_epoch_has_every_token_that_counts_exactly_once(model, shards, skip_s
     assert source.tokens_per_epoch == len(wanted)
     batch = max(n for n in range(1, 200) if len(wanted) % n == 0)
     source = stream(model, shards, batch_tokens=batch, skip_special=skip_special)
-    got = torch.cat([source.batch(step) for step in range(len(wanted) // batch)])
+    got = torch.cat([read(source, step) for step in range(len(wanted) // batch)])
     assert np.allclose(sorted_rows(got), sorted_rows(wanted), atol=2e-4)
 
 
 def test_every_batch_has_the_size_asked_for_also_where_chunks_and_epochs_meet(model, shards) -> None:
     source = stream(model, shards)
     steps = source.tokens_per_epoch // 100 + 3
-    assert all(source.batch(step).shape == (100, 32) for step in range(steps))
+    assert all(read(source, step).shape == (100, 32) for step in range(steps))
 
 
 def test_a_batch_does_not_depend_on_those_read_before_it(model, shards) -> None:
     running = stream(model, shards)
     steps = running.tokens_per_epoch // 100 + 5
-    batches = [running.batch(step).clone() for step in range(steps)]
+    batches = [read(running, step).clone() for step in range(steps)]
     for step in (0, 7, 13, steps - 5, steps - 1):
-        assert torch.equal(stream(model, shards).batch(step), batches[step])
-    assert torch.equal(running.batch(3), batches[3])  # back again
+        assert torch.equal(read(stream(model, shards), step), batches[step])
+    assert torch.equal(read(running, 3), batches[3])  # back again
 
 
 def test_epochs_and_seeds_differ_in_order(model, shards) -> None:
     n = stream(model, shards).tokens_per_epoch
     source = stream(model, shards, batch_tokens=n)
-    first, second = source.batch(0), source.batch(1)
+    first, second = read(source, 0), read(source, 1)
     assert not torch.equal(first, second)
     assert np.allclose(sorted_rows(first), sorted_rows(second), atol=2e-4)
-    assert not torch.equal(first, stream(model, shards, batch_tokens=n, seed=2).batch(0))
+    assert not torch.equal(first, read(stream(model, shards, batch_tokens=n, seed=2), 0))
 
 
 def test_tokens_of_one_sequence_are_spread_over_the_batches_of_a_chunk(model, shards) -> None:
@@ -77,7 +81,7 @@ def test_tokens_of_one_sequence_are_spread_over_the_batches_of_a_chunk(model, sh
     rows = source._rows_and_ends(0)[0][: source.chunk_rows]
     ids, special = shards.rows(rows[:1])
     own = capture(model, SITE, torch.from_numpy(ids).long()).flatten(0, 1)[~torch.from_numpy(special).flatten()]
-    hits = [torch.cdist(own, source.batch(step)).min(1).values < 1e-3 for step in range(9)]
+    hits = [torch.cdist(own, read(source, step)).min(1).values < 1e-3 for step in range(9)]
     assert sum(bool(hit.any()) for hit in hits) >= 5
 
 
@@ -90,17 +94,17 @@ def test_preparing_a_batch_pauses_after_every_forward_pass(model, shards) -> Non
 
 def test_a_fill_that_was_given_up_is_begun_again(model, shards) -> None:
     source = stream(model, shards)
-    wanted = source.batch(0).clone()
+    wanted = read(source, 0).clone()
     source = stream(model, shards)
     next(source.prepare(0))
-    assert torch.equal(source.batch(0), wanted)
+    assert torch.equal(read(source, 0), wanted)
 
 
 def test_activations_that_are_no_numbers_are_an_error_with_site_and_step(shards) -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
     with pytest.raises(NonFiniteActivations, match=r"blocks.1.hook_resid_post gave .* at step 12"):
-        stream(model, shards).batch(12)
+        read(stream(model, shards), 12)
 
 
 def test_a_site_that_is_none_is_an_error_before_anything_is_run(model, shards) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from jobs.ml.architectures import build
 from jobs.ml.evaluate import evaluate
-from jobs.ml.sae import Sae, build
+from jobs.ml.sae import Sae
 from jobs.ml.sites import capture, replaced
 from jobs.ml.tokens import TokenShards
 from tests.ml.tiny import tiny_model, tiny_shards
@@ -25,8 +26,8 @@ def model():
 
 def random_sae(seed: int = 0) -> Sae:
     torch.manual_seed(seed)
-    sae = build("topk", D, M, 6)
-    sae.initialise(seed, torch.randn(D))
+    sae = build("topk", D, M, k=6)
+    sae.initialise(seed, torch.randn(D), torch.zeros(D))
     with torch.no_grad():
         sae.W_enc *= 30
     return sae.folded().requires_grad_(False)
@@ -77,7 +78,7 @@ def test_a_large_offset_does_not_look_like_explained_variance(shards) -> None:
     """Squares summed around zero would call the mean itself explained."""
     model = tiny_model("gpt2")
     model.transformer.h[1].mlp.c_proj.bias += 1000
-    sae = build("topk", D, M, 6).folded().requires_grad_(False)
+    sae = build("topk", D, M, k=6).folded().requires_grad_(False)
     ids, special = everything(model, shards)
     sae.b_dec.copy_(capture(model, SITE, ids).flatten(0, 1)[~special.flatten()].double().mean(0))
     assert measured(model, shards, sae)["fvu"] == pytest.approx(1, rel=1e-3)
@@ -88,7 +89,7 @@ def test_a_copy_recovers_all_and_zero_nothing(model, shards) -> None:
     assert copied["fvu"] == pytest.approx(0, abs=1e-9)
     assert copied["ce_recovered"] == pytest.approx(1, abs=1e-5)
     assert copied["kl_sae"] == pytest.approx(0, abs=1e-6)
-    nothing = measured(model, shards, build("topk", D, M, 6).folded().requires_grad_(False))
+    nothing = measured(model, shards, build("topk", D, M, k=6).folded().requires_grad_(False))
     assert nothing["ce_recovered"] == pytest.approx(0, abs=1e-6)
     assert nothing["kl_sae"] == pytest.approx(nothing["kl_zero"])
     assert nothing["dead"] == M

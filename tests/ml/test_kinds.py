@@ -18,7 +18,7 @@ from jobs.ml import checkpoint, store
 from jobs.ml.calibration import ROWS
 from jobs.ml.documents import DocumentWriter
 from jobs.ml.evidence import Evidence
-from jobs.ml.saelens import load_sae, site_of
+from jobs.ml.saelens import load_sae, sites_of
 from jobs.ml.tokens import TokenShards
 from tests.ml.test_packing import contents
 from tests.ml.tiny import documents, killed_at, save_model, tiny_model
@@ -74,8 +74,17 @@ def params(kind: ModuleType, home: Path, name: str, **changes: Any) -> Any:
         "buffer_tokens": 1000, "lr": 2e-3, "model_name": "tiny", "evaluation_tokens": 800,
         "model_batch": 8,
     }  # fmt: skip
+    values |= changes
+    values["reads"] = [values["site"]]
+    if kind is train_sae and "saes" not in changes:
+        own = {"architecture": "topk", "lr": None, "l1_coefficient": None} | values
+        options = {name: own[name] for name in ("k", "l1_coefficient") if own[name] is not None}
+        values["saes"] = [
+            {"folder": own["sae_folder"], "reads": [own["site"]], "options": options}
+            | {name: own[name] for name in ("architecture", "width", "lr")}
+        ]
     known = {field.name for field in dataclasses.fields(kind.Params)}
-    return make_params(kind, {key: value for key, value in (values | changes).items() if key in known})
+    return make_params(kind, {key: value for key, value in values.items() if key in known})
 
 
 def test_tokenizing_gives_the_statistics_that_the_page_shows(home) -> None:
@@ -88,19 +97,21 @@ def test_tokenizing_gives_the_statistics_that_the_page_shows(home) -> None:
 def test_training_gives_the_figures_and_a_folder_that_can_be_read(home) -> None:
     ctx = Context(1, 1, train_sae.STAGES)
     told = train_sae.run(params(train_sae, home, "again"), ctx)
-    assert (told["d_in"], told["width"], told["steps"], told["tokens"]) == (32, 48, 40, 4000)
-    assert 0 < told["fvu"] < 1
-    assert 0 < told["l0"] <= 4
-    assert told["evaluated_tokens"] == told["metrics"]["tokens"] > 500
-    assert told["ce_recovered"] is not None
+    [one] = told["saes"]
+    assert (one["d_in"], one["width"], told["steps"], told["tokens"]) == (32, 48, 40, 4000)
+    assert 0 < one["fvu"] < 1
+    assert 0 < one["l0"] <= 4
+    assert one["evaluated_tokens"] == one["metrics"]["tokens"] > 500
+    assert one["ce_recovered"] is not None
     assert not told["stopped_early"]
     assert sorted(ctx.metrics) == [10, 20, 30, 40]
-    assert {"loss", "fvu", "l0", "dead", "lr", "grad_norm"} <= ctx.metrics[40].keys()
+    names = {"loss", "fvu", "l0", "dead", "lr", "grad_norm"}
+    assert {f"{name}.0" for name in names} | {"tokens_per_second"} <= ctx.metrics[40].keys()
     sae = load_sae(home / "again" / "sae")
     assert (sae.architecture, sae.width, sae.is_folded) == ("topk", 48, True)
     manifest = store.read_manifest(home / "again" / "sae")
-    measured = told.pop("measured")
-    assert manifest["result"] == told
+    measured, shared = told.pop("measured"), {name: value for name, value in told.items() if name != "saes"}
+    assert manifest["result"] == {**shared, **one}
     assert measured["load_seconds"] > 0 and measured["weight_bytes"] == 4 * tiny_model("llama").num_parameters()
     assert measured["runs"]["8"]["tokens"] == 4000
     assert manifest["files"]["sae_weights.safetensors"]["sha256"]
@@ -258,9 +269,11 @@ def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "field"),
     [
-        (train_sae, {"width": 0}, "width"), (train_sae, {"k": 49}, "k"), (train_sae, {"k": None}, "k"),
-        (train_sae, {"architecture": "gated"}, "architecture"), (train_sae, {"lr": -1.0}, "lr"),
-        (train_sae, {"architecture": "standard"}, "l1_coefficient"), (train_sae, {"folder": "here"}, "folder"),
+        (train_sae, {"width": 0}, "width"), (train_sae, {"k": 49}, "k"), (train_sae, {"k": 2.5}, "k"),
+        (train_sae, {"architecture": "relu"}, "architecture"), (train_sae, {"lr": -1.0}, "lr"),
+        (train_sae, {"architecture": "standard"}, "k"), (train_sae, {"folder": "here"}, "folder"),
+        (train_sae, {"architecture": "transcoder"}, "writes"), (train_sae, {"architecture": "crosscoder"}, "reads"),
+        (train_sae, {"saes": []}, "saes"), (train_sae, {"selection": "int8"}, "selection"),
         (train_sae, {"model_batch": 0}, "model_batch"), (train_sae, {"dtype": "int3"}, "dtype"),
         (scan_features, {"dtype": ""}, "dtype"), (scan_features, {"model_batch": -1}, "model_batch"),
         (tokenize, {"held_out": 1.0}, "held_out"),
@@ -306,7 +319,7 @@ def test_a_dataset_that_was_changed_since_is_not_tokenized(home, tmp_path) -> No
 def test_an_sae_of_another_width_than_the_site_is_refused(home, tmp_path) -> None:
     save_model(tiny_model("qwen3"), tmp_path / "wide")
     mine = params(scan_features, home, "x", site="blocks.1.hook_z", model_folder=str(tmp_path / "wide"))
-    with pytest.raises(ValueError, match="has 48 dimensions, but the SAE reads 32"):
+    with pytest.raises(ValueError, match="has 48 dimensions, but the SAE has 32 there"):
         scan_features.run(mine, Context(1, 1, scan_features.STAGES))
 
 
@@ -314,8 +327,9 @@ def test_an_sae_of_another_width_than_the_site_is_refused(home, tmp_path) -> Non
 def test_any_site_can_be_trained_on_and_scanned(home, tmp_path, site) -> None:
     folders = {"folder": str(tmp_path), "sae_folder": str(tmp_path / "sae")}
     told = train_sae.run(params(train_sae, home, "x", site=site, **folders), Context(1, 1, train_sae.STAGES))
-    assert told["ce_recovered"] is not None and told["d_in"] == {"h": 32, "b": 8, "m": 48}[site[0]]
-    assert site_of(tmp_path / "sae") == site
+    [one] = told["saes"]
+    assert one["ce_recovered"] is not None and one["d_in"] == {"h": 32, "b": 8, "m": 48}[site[0]]
+    assert sites_of(tmp_path / "sae") == ([site], [])
     mine = params(scan_features, home, "x", site=site, **folders | {"folder": str(tmp_path / "scan")})
     assert scan_features.run(mine, Context(1, 1, scan_features.STAGES))["alive"] > 0
     assert (Evidence(tmp_path / "scan").array("top_logit_ids") is not None) == (site == "hook_embed")
@@ -332,8 +346,9 @@ def test_nothing_held_out_leaves_the_quality_unmeasured_and_says_why(home, tmp_p
         tokens_folder=str(tmp_path / "tokens"),
     )
     told = train_sae.run(mine, Context(1, 1, train_sae.STAGES))
-    assert told["fvu"] is told["ce_recovered"] is told["evaluated_tokens"] is None
-    assert told["metrics"]["not_measured"] == {"all": "no sequences are held out"}
+    [one] = told["saes"]
+    assert one["fvu"] is one["ce_recovered"] is one["evaluated_tokens"] is None
+    assert one["metrics"]["not_measured"] == {"all": "no sequences are held out"}
 
 
 def test_the_page_that_offers_a_kind_needs_no_torch() -> None:

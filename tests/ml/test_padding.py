@@ -99,7 +99,7 @@ def test_a_training_sees_the_tokens_of_documents_alone_however_special_ones_are_
         stream = ActivationStream(model, SITE, shards, batch_tokens=64, buffer_tokens=256, skip_special=skip_special)
         own = statistics["document_tokens"] + (0 if skip_special else shards.n_sequences)
         assert stream.tokens_per_epoch == own
-        seen = torch.cat([stream.batch(step) for step in range(own // 64 + 1)])[:own]
+        seen = torch.cat([stream.batch(step)[SITE] for step in range(own // 64 + 1)])[:own]
         read = batch(shards, np.arange(shards.n_sequences), skip_special)
         wanted = capture(model, SITE, read.ids, read.attention)[~read.skipped]
         order = [x[torch.argsort(x[:, 0])] for x in (seen, wanted)]

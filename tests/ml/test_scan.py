@@ -8,9 +8,10 @@ import torch
 
 from jobs.ml import feature_statistics
 from jobs.ml import scan as scan_module
+from jobs.ml.architectures import build
 from jobs.ml.directions import final_norm, logits
 from jobs.ml.evidence import Evidence
-from jobs.ml.sae import Sae, build
+from jobs.ml.sae import Sae
 from jobs.ml.scan import scan
 from jobs.ml.sites import capture, resolve
 from jobs.ml.tokens import TokenShards
@@ -38,7 +39,7 @@ def small_chunks(monkeypatch) -> None:
 
 
 def quickly(shards: TokenShards, folder: Path, sae: Sae | None = None, model=None, **options) -> dict:
-    options = {"tokens": 10**6, "site": SITE, "shards": shards, "folder": folder} | options
+    options = {"tokens": 10**6, "reads": SITE, "shards": shards, "folder": folder} | options
     return scan(model or tiny_model("gpt2"), sae or random_sae(), **options)
 
 
@@ -227,7 +228,7 @@ def test_a_finished_scan_is_left_as_it_is_and_another_one_starts_clean(shards, t
 
 
 def test_a_dead_sae_gives_empty_evidence(shards, tmp_path) -> None:
-    counts = quickly(shards, tmp_path, sae=build("topk", D, M, 6).folded())
+    counts = quickly(shards, tmp_path, sae=build("topk", D, M, k=6).folded())
     assert (counts["alive"], counts["dead"], counts["dense"]) == (0, M, 0)
     evidence = Evidence(tmp_path)
     assert evidence.examples(5) == []
@@ -252,7 +253,7 @@ def test_neighbours_are_the_most_similar_decoder_rows_but_not_the_row_itself(fou
 def test_logits_are_what_a_small_step_in_the_last_stream_does(kind) -> None:
     """Measured on the model: a step along a decoder row, from where it does not change the norm's own scale."""
     model, sae = tiny_model(kind), random_sae()
-    found = logits(model, sae, resolve(model, "blocks.2.hook_resid_post"), n=300)
+    found = logits(model, sae, [resolve(model, "blocks.2.hook_resid_post")], n=300)
     norm, unembed = final_norm(model), model.get_output_embeddings()
     for index in (0, 50):
         row = sae.W_dec[index]
@@ -279,7 +280,7 @@ def test_top_and_bottom_logits_are_the_ends_of_one_list(found) -> None:
 
 @pytest.mark.parametrize(("kind", "site"), [("gpt2", "blocks.1.hook_z"), ("bert", SITE)])
 def test_logits_are_absent_where_they_mean_nothing(shards, tmp_path, kind, site) -> None:
-    quickly(shards, tmp_path, model=tiny_model(kind), site=site)
+    quickly(shards, tmp_path, model=tiny_model(kind), reads=site)
     assert Evidence(tmp_path).logits(0) is None
     assert Evidence(tmp_path).neighbours(0)
 

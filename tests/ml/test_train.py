@@ -6,13 +6,17 @@ import torch
 
 from jobs.ml import checkpoint
 from jobs.ml.activations import ActivationStream
-from jobs.ml.config import BadConfig, TrainConfig
+from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.config import BadConfig, Member, TrainConfig
 from jobs.ml.tokens import TokenShards
-from jobs.ml.train import Diverged, Trainer
+from jobs.ml.train import Diverged, Run
 from tests.ml.tiny import killed_at, tiny_model, tiny_tokens
 
-CONFIG = TrainConfig(width=64, tokens=6000, k=4, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3)
-L1 = dataclasses.replace(CONFIG, architecture="standard", k=None, l1_coefficient=2.0)
+SITE = "blocks.1.hook_resid_post"
+CONFIG = TrainConfig(
+    width=64, tokens=6000, options={"k": 4}, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3
+)  # fmt: skip
+L1 = dataclasses.replace(CONFIG, architecture="standard", options={"l1_coefficient": 2.0, "aux_coefficient": 1 / 32})
 
 
 @pytest.fixture(scope="module")
@@ -20,27 +24,26 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_tokens(tmp_path_factory.mktemp("tokens"))
 
 
-def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Trainer:
+def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Run:
     options = {"buffer_tokens": 1500} | options
     stream = ActivationStream(
-        tiny_model("llama"), "blocks.1.hook_resid_post", TokenShards(tokens), batch_tokens=config.batch_tokens,
-        seed=config.seed, **options,
+        tiny_model("llama"), SITE, TokenShards(tokens), batch_tokens=config.batch_tokens, seed=config.seed, **options,
     )  # fmt: skip
-    return Trainer(config, stream)
+    return Run([Member(config, (SITE,))], stream)
 
 
-def run(one: Trainer, until: int | None = None) -> list[dict[str, float]]:
+def run(one: Run, until: int | None = None) -> list[dict[str, float]]:
     metrics = []
     for tick in one.run():
         if tick.metrics:
-            metrics.append({"step": tick.step, **tick.metrics})
+            metrics.append({"step": tick.step, **tick.metrics[0]})
         if until is not None and tick.step >= until:
             break
     return metrics
 
 
-def weights(one: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in checkpoint.state_tensors(one).items()}
+def weights(one: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in checkpoint.state_tensors(one.trainers[0]).items()}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -61,10 +64,10 @@ def test_training_explains_more_and_more_of_the_activations(tokens, config) -> N
 def test_the_first_steps_are_reported_against_the_variance_of_their_batch(tokens) -> None:
     one = trainer(tokens, dataclasses.replace(CONFIG, log_every=1))
     metrics = run(one, until=1)[0]
-    x = one.stream.batch(0) * one.scale
-    fresh = trainer(tokens)
-    fresh.stream.batch(0)
-    fresh.begin(one.stream.batch(0))
+    fresh = trainer(tokens).trainers[0]
+    batch = one.stream.batch(0)
+    fresh.begin(one.stream.sample(), batch)
+    x = batch[SITE] * fresh.scales[0][0]
     error = (x - fresh.sae(x)).square().sum()
     assert metrics["fvu"] == pytest.approx((error / (x - x.mean(0)).square().sum()).item(), rel=1e-4)
     assert metrics["mse"] == pytest.approx(error.item() / 100, rel=1e-4)
@@ -110,7 +113,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tokens, tmp_path, d
     checkpoint.save(one, tmp_path)
     run(one, until=20)
     newest = checkpoint.save(one, tmp_path)
-    tensors, state = newest / "state.safetensors", newest / "state.json"
+    tensors, state = newest / "sae-0.safetensors", newest / "state.json"
     data = bytearray(tensors.read_bytes())
     if damage == "truncate":
         tensors.write_bytes(data[:-100])
@@ -174,21 +177,21 @@ def test_a_run_that_was_ended_early_stays_ended_after_a_resume(tokens, tmp_path)
 
 @pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
 def test_micro_batches_change_the_memory_and_not_the_gradients(tokens, config) -> None:
-    config = dataclasses.replace(config, aux_coefficient=0.0)
+    config = dataclasses.replace(config, options={**config.options, "aux_coefficient": 0.0})
     whole, parts = (trainer(tokens, dataclasses.replace(config, micro_batch_tokens=n)) for n in (None, 30))
     for one in (whole, parts):
         run(one, until=5)
-    for a, b in zip(whole.sae.parameters(), parts.sae.parameters(), strict=True):
+    for a, b in zip(whole.trainers[0].sae.parameters(), parts.trainers[0].sae.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-4)
-    assert torch.equal(whole.silent, parts.silent)
+    assert torch.equal(whole.trainers[0].silent, parts.trainers[0].silent)
 
 
 def test_the_export_reads_unscaled_activations_and_computes_what_training_did(tokens) -> None:
     one = trainer(tokens)
     run(one)
-    x = one.stream.batch(2)
-    exported = one.export()
-    assert torch.allclose(exported(x), one.sae(x * one.scale) / one.scale, atol=1e-4)
+    x, learned = one.stream.batch(2)[SITE], one.trainers[0]
+    exported, scale = learned.export(), learned.scales[0][0]
+    assert torch.allclose(exported(x), learned.sae(x * scale) / scale, atol=1e-4)
     assert torch.allclose(exported.W_dec.norm(dim=1), torch.ones(64), atol=1e-5)
 
 
@@ -206,7 +209,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_are_not(tokens) -> No
     for one in (first, second, other):
         run(one, until=8)
     assert same(weights(first), weights(second))
-    assert not torch.equal(first.sae.W_dec, other.sae.W_dec)
+    assert not torch.equal(first.trainers[0].sae.W_dec, other.trainers[0].sae.W_dec)
 
 
 def test_ticks_come_while_activations_are_gathered_so_that_a_wish_is_heard(tokens) -> None:
@@ -227,17 +230,18 @@ def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
 
 
 def test_the_penalty_rises_over_the_first_twentieth() -> None:
-    config = TrainConfig(width=8, tokens=1000, batch_tokens=10, architecture="standard", l1_coefficient=4.0)
-    assert [config.sparsity_at(step) for step in (0, 4, 99)] == pytest.approx([0.8, 4.0, 4.0])
-    assert TrainConfig(width=64, tokens=1000).sparsity_at(50) == 0
+    config = TrainConfig(
+        width=8, tokens=1000, batch_tokens=10, architecture="standard", options={"l1_coefficient": 4.0}
+    )
+    assert [config.warmed("l1_coefficient", step) for step in (0, 4, 99)] == pytest.approx([0.8, 4.0, 4.0])
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("width", 0), ("k", 0), ("k", 65), ("k", None), ("lr", 0.0), ("lr", float("inf")), ("lr", -1e-3), ("tokens", 0),
-        ("batch_tokens", 0), ("micro_batch_tokens", 0), ("architecture", "gated"), ("beta2", 1.0), ("seed", -1),
-        ("grad_clip", 0.0), ("lr_decay_share", 1.5), ("log_every", 0), ("aux_coefficient", -1.0),
+        ("width", 0), ("lr", 0.0), ("lr", float("inf")), ("lr", -1e-3), ("tokens", 0),
+        ("batch_tokens", 0), ("micro_batch_tokens", 0), ("architecture", "relu"), ("selection", "int8"), ("beta2", 1.0),
+        ("seed", -1), ("grad_clip", 0.0), ("lr_decay_share", 1.5), ("log_every", 0),
     ],
 )  # fmt: skip
 def test_a_number_that_cannot_be_is_refused_by_its_name(field, value) -> None:
@@ -246,6 +250,108 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(field, value) -> None:
     assert refused.value.field == field
 
 
-def test_relu_with_l1_needs_a_coefficient() -> None:
-    with pytest.raises(BadConfig, match="l1_coefficient must be a number from 0, not None"):
-        dataclasses.replace(L1, l1_coefficient=None)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 0}, "k must be a whole number from 1, not 0"),
+        ({"k": 65}, "k must be from 1 to the width, 64, not 65"),
+        ({"k": 2.5}, "k must be a whole number from 1, not 2.5"),
+        ({"k": True}, "k must be a whole number from 1, not True"),
+        ({"aux_coefficient": -1.0}, "aux_coefficient must be a number from 0, not -1.0"),
+        ({"aux_coefficient": float("inf")}, "aux_coefficient must be a finite number, not inf"),
+        ({"l1_coefficient": 1.0}, "l1_coefficient is no option of TopK: it has k, aux_coefficient"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_its_name(options, said) -> None:
+    with pytest.raises(BadConfig, match=said) as refused:
+        dataclasses.replace(CONFIG, options=options)
+    assert refused.value.field == next(iter(options))
+
+
+def test_options_that_are_left_out_are_those_of_the_table() -> None:
+    assert TrainConfig(64, 100).options == {"k": 32, "aux_coefficient": 1 / 32}
+    assert TrainConfig(64, 100, options={"k": 3, "aux_coefficient": None}).options["aux_coefficient"] == 1 / 32
+
+
+OTHERS = {
+    "reads": ("blocks.0.hook_resid_pre", SITE),
+    "writes": ("blocks.1.hook_mlp_out",),
+}
+
+
+def of_all(architecture: str, seed: int = 3) -> Member:
+    """One of each architecture, with data that lets some latents die."""
+    shape = ARCHITECTURES[architecture]
+    own = {"k": 4, "target_l0": 4.0, "l1_coefficient": 2.0, "bandwidth": 0.1, "anneal_from": 0.1}
+    config = TrainConfig(
+        width=64, tokens=3000, architecture=architecture, batch_tokens=100, lr=2e-3, dead_after_tokens=300, seed=seed,
+        log_every=5, options={name: value for name, value in own.items() if name in shape.presets},
+    )  # fmt: skip
+    return Member(config, OTHERS["reads"] if shape.spans else (SITE,), OTHERS["writes"] if shape.transcodes else ())
+
+
+def several(tokens: Path, members: list[Member]) -> Run:
+    sites = [*OTHERS["reads"], *OTHERS["writes"]]
+    stream = ActivationStream(
+        tiny_model("llama"), sites, TokenShards(tokens), batch_tokens=100, buffer_tokens=1500, seed=1
+    )
+    return Run(members, stream)
+
+
+def ended(one: Run, until: int | None = None) -> list[dict[str, torch.Tensor]]:
+    for tick in one.run():
+        if until is not None and tick.step >= until:
+            break
+    return [
+        {name: tensor.clone() for name, tensor in checkpoint.state_tensors(trainer).items()} for trainer in one.trainers
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tokens: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: ended(several(tokens, [of_all(name)]))[0] for name in ARCHITECTURES}
+
+
+def test_many_saes_of_one_forward_pass_are_each_to_the_last_bit_what_they_are_alone(tokens, alone) -> None:
+    together = ended(several(tokens, [of_all(name) for name in ARCHITECTURES]))
+    for name, state in zip(ARCHITECTURES, together, strict=True):
+        assert same(state, alone[name]), name
+
+
+def test_a_mixed_run_that_is_killed_and_resumed_again_and_again_is_the_undisturbed_one(tokens, tmp_path, alone) -> None:
+    members = [of_all(name) for name in ARCHITECTURES]
+    for until in (1, 4, 17, 29, None):
+        run = several(tokens, members)
+        assert checkpoint.resume(run, tmp_path) == (until != 1)
+        states = ended(run, until)
+        checkpoint.save(run, tmp_path)
+    for name, state in zip(ARCHITECTURES, states, strict=True):
+        assert same(state, alone[name]), name
+
+
+def test_another_seed_width_or_site_is_another_sae_of_the_same_stream(tokens, alone) -> None:
+    other_seed = ended(several(tokens, [of_all("topk", seed=4), of_all("topk")]))
+    assert not torch.equal(other_seed[0]["sae.W_dec"], other_seed[1]["sae.W_dec"])
+    assert same(other_seed[1], alone["topk"])
+
+
+def test_all_saes_of_a_run_must_be_as_long(tokens) -> None:
+    longer = of_all("topk")
+    longer = dataclasses.replace(longer, config=dataclasses.replace(longer.config, tokens=4000))
+    with pytest.raises(BadConfig, match="tokens must be the same for all SAEs of a run"):
+        several(tokens, [of_all("topk"), longer])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reads", "writes", "said"),
+    [
+        ("topk", (SITE,), ("blocks.1.hook_mlp_out",), "TopK writes the sites that it reads"),
+        ("transcoder", (SITE,), (), "Transcoder needs a site to write"),
+        ("topk", OTHERS["reads"], (), "TopK reads one site; a crosscoder reads several"),
+        ("crosscoder", (SITE,), (), "Crosscoder reads several sites"),
+        ("crosscoder", (SITE, SITE), (), "Name each site once"),
+    ],
+)
+def test_an_architecture_that_does_not_go_with_its_sites_is_refused(architecture, reads, writes, said) -> None:
+    with pytest.raises(BadConfig, match=said):
+        Member(TrainConfig(64, 100, architecture=architecture), reads, writes).check()

@@ -44,8 +44,8 @@ def caching(home: Path, folder: Path, **changes: Any) -> cache_activations.Param
 def training(home: Path, folder: Path, **changes: Any) -> train_sae.Params:
     known = {
         "model_folder": str(home / "model"), "tokens_folder": str(home / "tokens"), "folder": str(folder),
-        "sae_folder": str(folder / "sae"), "site": SITE, "width": 48, "k": 4, "tokens": 12_000, "batch_tokens": 100,
-        "buffer_tokens": 2000, "lr": 2e-3, "evaluation_tokens": 800,
+        "saes": [{"folder": str(folder / "sae"), "reads": [SITE], "width": 48, "options": {"k": 4}, "lr": 2e-3}],
+        "tokens": 12_000, "batch_tokens": 100, "buffer_tokens": 2000, "evaluation_tokens": 800,
     }  # fmt: skip
     return make_params(train_sae, known | changes)
 
@@ -132,9 +132,9 @@ def test_what_the_engine_refuses_is_told_with_a_code_and_a_hint() -> None:
 def test_an_sae_from_a_cache_is_as_good_as_one_trained_on_the_fly(home, cached, tmp_path) -> None:
     fresh = train_sae.run(training(home, tmp_path / "fresh"), Context(1, 1, train_sae.STAGES))
     told = train_sae.run(training(home, tmp_path / "cached", caches=[str(cached)]), Context(1, 1, train_sae.STAGES))
-    assert told["fvu"] == pytest.approx(fresh["fvu"], rel=0.1)
+    assert told["saes"][0]["fvu"] == pytest.approx(fresh["saes"][0]["fvu"], rel=0.1)
     assert told["epochs"] == pytest.approx(fresh["epochs"])
-    assert told["metrics"]["tokens"] == fresh["metrics"]["tokens"]
+    assert told["saes"][0]["metrics"]["tokens"] == fresh["saes"][0]["metrics"]["tokens"]
 
 
 def test_training_from_a_cache_is_paused_and_killed_and_ends_with_the_same_weights(home, cached, tmp_path) -> None:

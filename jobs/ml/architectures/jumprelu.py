@@ -1,0 +1,130 @@
+"""JumpReLU: Rajamanoharan et al. 2024, Jumping ahead, arXiv:2407.14435; with the tanh penalty and the loss for dead
+latents of Anthropic's Circuits Updates of January 2025, or the quadratic one of Gemma Scope 2, which aims at an L0.
+"""
+
+from typing import Any, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from jobs.ml.sae import Moment, Sae, Seen, Shape, Term
+from jobs.ml.selection import above_floor
+from jobs.ml.support import Support
+
+TANH_SLOPE = 4.0  # Anthropic's c
+
+
+class JumpReLU(Sae):
+    """f = a where a > threshold. A threshold moves by what lies within half a bandwidth of it; it is trained as it is,
+    not as a logarithm, in which Adam hardly moves it."""
+
+    architecture = "jumprelu"
+    TAKES = ("bandwidth", "initial_threshold", "ste_to_input")
+
+    def __init__(
+        self,
+        d_in: int,
+        width: int,
+        bandwidth: float = 0.05,
+        initial_threshold: float = 0.0,
+        ste_to_input: int = 0,
+        **shape: Unpack[Shape],
+    ) -> None:
+        super().__init__(d_in, width, **shape)
+        self.bandwidth, self.initial_threshold, self.ste_to_input = bandwidth, initial_threshold, ste_to_input
+        self.threshold = nn.Parameter(torch.full((width,), initial_threshold))
+
+    def support(self, x: Tensor, dtype: torch.dtype | None = None) -> Support:
+        """Trained, also what is near enough below a threshold to move it."""
+        floor = self.threshold.detach().clamp_min(0)
+        return above_floor(x, self.encoder(), floor if self.is_folded else floor - self.bandwidth / 2, dtype)
+
+    def activate(self, a: Tensor, support: Support) -> Tensor:
+        return Jump.apply(a, *self.place(support))
+
+    def place(self, support: Support) -> tuple[Tensor, float, int]:
+        return support.at(self.threshold.clamp_min(0)), self.bandwidth, self.ste_to_input
+
+    def terms(self, seen: Seen, moment: Moment) -> list[Term]:
+        config, support, n = moment.config, seen.support, len(seen.x)
+        weight = config.warmed("l0_coefficient", moment.step)
+        if config.options["l0_loss"] == "tanh":
+            lengths = seen.f * support.at(self.decoder_norms())
+            terms: list[Term] = [("tanh", weight, torch.tanh(TANH_SLOPE * lengths).sum() / n)]
+        else:
+            l0 = Step.apply(seen.a, *self.place(support)).sum() / n
+            if config.options["l0_loss"] == "quadratic":
+                target = float(config.options["target_l0"])
+                terms = [("l0_miss", weight, 2 / target * (l0 - target).square())]
+            else:
+                terms = [("l0_price", weight, l0)]
+        return [*terms, *self.bring_back(seen.x, moment)]
+
+    def bring_back(self, x: Tensor, moment: Moment) -> list[Term]:
+        """For dead latents: how far each stays below its threshold, times the length it would write."""
+        weight, dead = float(moment.config.options["dead_coefficient"]), moment.dead
+        if not weight or not len(dead):
+            return []
+        a = F.linear(x - self.b_dec if self.centred else x, self.W_enc[dead], self.b_enc[dead])
+        short = (self.threshold[dead] - a).relu() * self.decoder_norms()[dead]
+        return [("dead_gap", weight, short.sum() / len(x))]
+
+    def inference(self, norms: Tensor, unit: Tensor) -> Sae:
+        same = JumpReLU(self.d_in, self.width, **self.shape | {"folded": True})
+        same.threshold.data.copy_(self.threshold.clamp_min(0) * norms)
+        return same
+
+
+class Estimate(Function):
+    """Straight-through: the jump is taken for a slope within half a bandwidth of the threshold. It goes to the
+    threshold (Rajamanoharan et al.), and to the pre-activation too where `to_input` says so (Anthropic)."""
+
+    @classmethod
+    def forward(cls, ctx: Any, a: Tensor, threshold: Tensor, bandwidth: float, to_input: int) -> Tensor:
+        ctx.save_for_backward(a, threshold)
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
+        return torch.where(a > threshold, cls.above(a), 0.0)
+
+    @classmethod
+    def backward(cls, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        a, threshold = ctx.saved_tensors
+        near = ((a - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
+        slope = g * near * cls.above(threshold)
+        g_a = cls.slope(g, a > threshold)
+        return g_a + slope if ctx.to_input else g_a, -slope, None, None
+
+    @staticmethod
+    def above(a: Tensor) -> Tensor:
+        """What it is above the threshold."""
+        raise NotImplementedError
+
+    @staticmethod
+    def slope(g: Tensor, on: Tensor) -> Tensor:
+        """The gradient of that by a."""
+        raise NotImplementedError
+
+
+class Jump(Estimate):
+    """a where it is above the threshold, else 0."""
+
+    @staticmethod
+    def above(a: Tensor) -> Tensor:
+        return a
+
+    @staticmethod
+    def slope(g: Tensor, on: Tensor) -> Tensor:
+        return g * on
+
+
+class Step(Estimate):
+    """1 where a is above the threshold, else 0."""
+
+    @staticmethod
+    def above(a: Tensor) -> Tensor:
+        return torch.ones_like(a)
+
+    @staticmethod
+    def slope(g: Tensor, on: Tensor) -> Tensor:
+        return torch.zeros_like(g)

@@ -1,0 +1,203 @@
+"""The support of a batch's codes: which latents of which rows may be other than zero, and linear maps through those.
+
+A dense training step costs 12 B D M multiplications, and most of them meet zeros. With S [B, M] the codes, decoding is
+S W, and the weight gradients are S^T G: sums of few rows, which is what embedding_bag computes. Where too many latents
+are active for that to pay (a ReLU at its start), `Dense` does the same with whole matrices, so an objective is written
+once: over "entries", which are the routed places [n] of a `Sparse` support, or all places [B, M] of a `Dense` one.
+"""
+
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+gather_dot = torch.ops.aten._embedding_bag_per_sample_weights_backward
+
+
+class Codes(NamedTuple):
+    """The non-zero entries of f [B, M], rows ascending."""
+
+    rows: Tensor  # int64 [n]
+    latents: Tensor  # int64 [n]
+    values: Tensor  # float32 [n]
+
+    def positive(self) -> "Codes":
+        kept = self.values > 0
+        return self if bool(kept.all()) else Codes(self.rows[kept], self.latents[kept], self.values[kept])
+
+
+class Linear(NamedTuple):
+    """An encoder: (x - centre) W^T + b; no gradient for x. W [M, D], b [M], centre [D]."""
+
+    W: Tensor
+    b: Tensor
+    centre: Tensor | None  # None: nothing is taken off
+
+
+class Support(Protocol):
+    """n entries stand for [n] (Sparse) or [B, M] (Dense)."""
+
+    def encode(self, x: Tensor, encoder: Linear) -> Tensor:
+        """Pre-activations at the entries, of x [B, D]."""
+
+    def decode(self, f: Tensor, W: Tensor) -> Tensor:
+        """[B, D]: the rows of W [M, D], weighted with the entries f."""
+
+    def at(self, latents: Tensor) -> Tensor:
+        """What each entry's latent has in a vector [M]."""
+
+    def per_latent(self, f: Tensor) -> Tensor:
+        """[M]: the entries of each latent, summed."""
+
+    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
+        """decode() by the latents in [first, last) alone."""
+
+    def part(self, start: int, end: int) -> "Support":
+        """That of the rows from start to end."""
+
+    def codes(self, f: Tensor) -> Codes:
+        """What is not zero in the entries."""
+
+
+class Sparse:
+    """Places in [B, M]: latents int64 [n], those of one row together; starts int64 [B], the first place of each row."""
+
+    def __init__(self, latents: Tensor, starts: Tensor, width: int, values: Tensor | None = None) -> None:
+        """values [n]: the pre-activations, where they are known to full precision."""
+        self.latents, self.starts, self.width, self.values = latents, starts, width, values
+
+    @classmethod
+    def of_rows(cls, latents: Tensor, width: int, values: Tensor | None = None) -> "Sparse":
+        """latents [B, k], and the values of the same shape"""
+        B, k = latents.shape
+        starts = torch.arange(0, B * k, k, device=latents.device)
+        return cls(latents.reshape(-1), starts, width, None if values is None else values.reshape(-1))
+
+    @classmethod
+    def of_pairs(cls, rows: Tensor, latents: Tensor, n_rows: int, width: int, values: Tensor | None = None) -> "Sparse":
+        """rows, latents [n], rows ascending"""
+        counts = torch.bincount(rows, minlength=n_rows)
+        return cls(latents, counts.cumsum(0) - counts, width, values)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The row of each place [n]."""
+        counts = self.starts.diff(append=self.starts.new_full((1,), len(self.latents)))
+        rows = torch.arange(len(self.starts), device=self.latents.device)
+        return rows.repeat_interleave(counts, output_size=len(self.latents))
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The places sorted by latent [n], their rows [n], the first of each latent [M]."""
+        places = self.latents.argsort(stable=True)
+        counts = torch.bincount(self.latents, minlength=self.width)
+        return places, self.rows[places], counts.cumsum(0) - counts
+
+    def encode(self, x: Tensor, encoder: Linear) -> Tensor:
+        return Encode.apply(x, *encoder, self)
+
+    def decode(self, f: Tensor, W: Tensor) -> Tensor:
+        return Decode.apply(f, W, self)
+
+    def at(self, latents: Tensor) -> Tensor:
+        return latents.index_select(0, self.latents)
+
+    def per_latent(self, f: Tensor) -> Tensor:
+        return f.new_zeros(self.width).index_add_(0, self.latents, f)
+
+    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
+        kept = ((self.latents >= first) & (self.latents < last)).nonzero().flatten()
+        within = Sparse.of_pairs(self.rows[kept], self.latents[kept] - first, len(self.starts), last - first)
+        return within.decode(f[kept], W[first:last])
+
+    def part(self, start: int, end: int) -> "Sparse":
+        first = int(self.starts[start])
+        last = int(self.starts[end]) if end < len(self.starts) else len(self.latents)
+        values = None if self.values is None else self.values[first:last]
+        return Sparse(self.latents[first:last], self.starts[start:end] - first, self.width, values)
+
+    def codes(self, f: Tensor) -> Codes:
+        kept = f.nonzero().flatten()
+        return Codes(self.rows[kept], self.latents[kept], f[kept])
+
+    def sum_rows(self, weights: Tensor, vectors: Tensor) -> Tensor:
+        """S^T V [M, D] for S with `weights` [n] at the places and V [B, D]."""
+        places, rows, first = self.by_latent
+        return F.embedding_bag(rows, vectors, first, mode="sum", per_sample_weights=weights[places])
+
+    def dot_rows(self, vectors: Tensor, table: Tensor) -> Tensor:
+        """[n]: the products of V [B, D] with the routed rows of a table [M, D]."""
+        return gather_dot(vectors.contiguous(), table, self.latents, self.starts, self.rows, 0)
+
+
+class Dense:
+    """Every place in [B, M]."""
+
+    def encode(self, x: Tensor, encoder: Linear) -> Tensor:
+        """The centre comes in twice, as a number and as a zero with a gradient: that spares the gradient of x, a
+        product of the size [B, M] x [M, D]."""
+        if encoder.centre is None:
+            return F.linear(x, encoder.W, encoder.b)
+        centre = encoder.centre.detach()
+        return F.linear(x - centre, encoder.W, encoder.b + encoder.W @ (centre - encoder.centre))
+
+    def decode(self, f: Tensor, W: Tensor) -> Tensor:
+        return f @ W
+
+    def at(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def per_latent(self, f: Tensor) -> Tensor:
+        return f.sum(0)
+
+    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
+        return f[:, first:last] @ W[first:last]
+
+    def part(self, start: int, end: int) -> "Dense":
+        return self
+
+    def codes(self, f: Tensor) -> Codes:
+        rows, latents = f.nonzero(as_tuple=True)
+        return Codes(rows, latents, f[rows, latents])
+
+
+class Encode(Function):
+    """Pre-activations [n] of the support's places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor, centre: Tensor | None, support: Sparse) -> Tensor:
+        x = x if centre is None else x - centre
+        ctx.save_for_backward(x, W)
+        ctx.support, ctx.centred = support, centre is not None
+        if support.values is not None:
+            return support.values.clone()
+        return support.dot_rows(x, W).add_(support.at(b))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, W = ctx.saved_tensors
+        support: Sparse = ctx.support
+        g_b = support.per_latent(g)
+        return None, support.sum_rows(g, x), g_b, -(g_b @ W) if ctx.centred else None, None
+
+
+class Decode(Function):
+    """[B, D]: the sum of the routed rows of W [M, D], weighted with f [n]."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, W: Tensor, support: Sparse) -> Tensor:
+        ctx.save_for_backward(f, W)
+        ctx.support = support
+        return F.embedding_bag(support.latents, W, support.starts, mode="sum", per_sample_weights=f)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        f, W = ctx.saved_tensors
+        support: Sparse = ctx.support
+        g = g.contiguous()
+        g_f = support.dot_rows(g, W) if ctx.needs_input_grad[0] else None
+        g_W = support.sum_rows(f, g) if ctx.needs_input_grad[1] else None
+        return g_f, g_W, None
