@@ -30,6 +30,7 @@ from jobs.ml.sequences import batches, covering
 from jobs.ml.sites import Site, capture_all, resolve
 from jobs.ml.tokens import TokenShards
 
+PLAN = "plan.json"
 FLOAT16_LARGEST = 65504.0
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
@@ -104,15 +105,19 @@ def take_up(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     else it is removed."""
     for torn in folder.glob(".*.tmp"):
         store.remove(torn)
-    path = folder / "plan.json"
-    there = store.read_json(path) if path.is_file() else {}
+    there = plan_of(folder)
     if there | {"model_batch": plan["model_batch"]} == plan and there["model_batch"] <= plan["model_batch"]:
         return there
     for old in folder.iterdir():
         if old.name != ".lock":
             store.remove(old)
-    store.write_json(path, plan)
+    store.write_json(folder / PLAN, plan)
     return plan
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """What the cache in the folder holds and how it is made, be it finished or not; empty where there is none."""
+    return store.read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
 
 
 def verified(
