@@ -4,6 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 from jobs.ml.errors import Unusable
+from jobs.ml.source_files import is_read
 from jobs.ml.text_files import FORMATS, HEAD, MAGIC, PACKINGS, encoding_of
 
 BINARY = {  # ending → how such a file may begin
@@ -21,17 +22,10 @@ BINARY = {  # ending → how such a file may begin
 ENDINGS = (*FORMATS, *PACKINGS, ".zip")  # of files that can be read
 
 
-def readable(name: str) -> bool:
-    """Does the name say what is in the file, be it packed or not?"""
-    path = Path(name.lower())
-    inner = path.with_suffix("") if path.suffix in PACKINGS else path
-    return inner.suffix in ENDINGS and inner.suffix not in PACKINGS
-
-
 def check_beginning(head: bytes, name: str) -> None:
     """Raises Unusable where the first bytes are not those of what the name says, or the name says nothing."""
     ending = Path(name).suffix.lower()
-    if not readable(name):
+    if not is_read(Path(name)):
         encoding_of(head[:HEAD], name)  # which may know what it is
         raise Unusable(f"{name} could be anything.", f"Its name may end in {', '.join(ENDINGS)}.")
     if ending not in BINARY:

@@ -73,6 +73,15 @@ def is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
+def is_read(path: Path) -> bool:
+    """Does the name say what is in the file, and is that read, packed as it may be?"""
+    return is_archive(path) or bool(format_of(path) and not is_packed_table(path))
+
+
+def is_packed_table(path: Path) -> bool:
+    return format_of(path) in TABLES and path.suffix.lower() in PACKINGS
+
+
 def wanted(path: Path) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in path.parts) and not ABOUT.fullmatch(path.name)
 
@@ -95,6 +104,6 @@ def source_file(path: Path, name: str) -> SourceFile:
         with path.open("rb") as file:
             encoding_of(file.read(HEAD), path.name)
         raise Unusable(f"{path.name} could be anything.", "Name it .txt, .jsonl, .csv, .tsv, .parquet or .arrow.")
-    if format in TABLES and path.suffix.lower() in PACKINGS:
+    if is_packed_table(path):
         raise Unusable(f"{name} is a table inside a packed file.", "Unpack it: the tables are packed as they are.")
     return SourceFile(path, name, format, facts.st_size, facts.st_mtime_ns)
