@@ -7,20 +7,20 @@ from typing import Any
 
 from jobs.ml.conversations import Document, Shape, plain, recognise
 from jobs.ml.errors import CorruptData, Unusable
-from jobs.ml.sieve import Sieve
+from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.source_files import TABLES, find_files
 from jobs.ml.table_files import table_head, table_rows
-from jobs.ml.text_files import Counts, OpenFile, SourceFile, reading, text_documents
+from jobs.ml.text_files import OpenFile, SourceFile, reading, text_documents
 from jobs.ml.text_rows import LOOKED_AT, Columns, Row, as_numbers, choose_column, columns_of, csv_rows, json_rows
+from jobs.ml.whole import sha256
 
 MOST_UNREADABLE = 0.01  # of a file's characters; more means another encoding, not damage
-CHUNK = 2**20
 ENOUGH = 2**24  # characters after which a wrong encoding is noticed before the end of a file
 ROWS = {"json": json_rows, "csv": csv_rows}
 TEXT = plain("text")  # what files of the format "text" hold
 
 
-class LocalDocuments:
+class LocalDocuments(Sieved):
     """`counts`, `position` and `read_whole` are those of what `groups` has given so far."""
 
     unit, commit = "bytes", ""
@@ -45,10 +45,6 @@ class LocalDocuments:
         self.read_whole: set[str] = set()
         self.read_bytes = 0
         self.here: Callable[[], float] = lambda: 0
-
-    @property
-    def counts(self) -> Counts:
-        return self.sieve.counts
 
     def looked_at(self, text_column: str, preference: str) -> tuple[Columns, Shape]:
         """What the first file of each format holds, which must be the same. Raises Unusable."""
@@ -95,12 +91,6 @@ class LocalDocuments:
 
     def opened(self, file: SourceFile) -> OpenFile:
         return OpenFile(file, "" if file.format == "csv" else None, self.encoding)
-
-    def told(self) -> dict[str, Any]:
-        return self.counts.told()
-
-    def told_parts(self) -> list[dict[str, Any]]:
-        return []
 
     def position(self) -> float:
         """Bytes read, of `total`."""
@@ -168,18 +158,7 @@ class LocalDocuments:
             {
                 "name": path.name if path == self.source else path.relative_to(self.source).as_posix(),
                 "bytes": path.stat().st_size,
-                "sha256": digest(path, advance) if inside <= self.read_whole else None,
+                "sha256": sha256(path, advance) if inside <= self.read_whole else None,
             }
             for path, inside in names.items()
         ]
-
-
-def digest(path: Path, advance: Callable[[int], None]) -> str:
-    from hashlib import sha256
-
-    found = sha256()
-    with path.open("rb") as reader:
-        while chunk := reader.read(CHUNK):
-            found.update(chunk)
-            advance(len(chunk))
-    return found.hexdigest()
