@@ -213,6 +213,7 @@ def test_an_upload_that_was_deleted_meanwhile_says_so(client, alice, django_capt
         ("weights.bin", b"just words, many of them", "could be anything"),
         ("texts.zip.gz", b"\x1f\x8b" + b"\0" * 20, "packed with gzip, not text"),
         ("table.parquet.gz", b"\x1f\x8b" + b"\0" * 20, "packed with gzip, not text"),
+        ("texts.tar", b"just words", "not what .tar files are"),
         ("rows.parquet", b"just words", "not what .parquet files are"),
         ("rows.parquet", b"PK\x03\x04" + bytes(90), "a zip archive"),
         ("texts.txt.gz", b"plain after all", "not what .gz files are"),
