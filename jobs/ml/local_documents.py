@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ml.conversations import Document, Shape, plain, recognise
+from jobs.ml.encodings import first_unreadable, readings
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.source_files import TABLES, find_files
@@ -144,10 +145,12 @@ class LocalDocuments(Sieved):
     def check_readable(self, file: SourceFile, replaced: int, characters: int) -> None:
         if replaced > MOST_UNREADABLE * characters:
             share = 100 * replaced / characters
-            raise CorruptData(
-                f"{file.name} is not in {self.encoding or 'UTF-8'}: {share:.1f} % of its characters cannot be read.",
-                "Say which encoding it is in: windows-1252 for most western European files.",
-            )
+            said = f"{file.name} is not in {self.encoding or 'UTF-8'}: {share:.1f} % of its characters cannot be read"
+            number, line = first_unreadable(file) if file.format not in TABLES and not self.encoding else (0, b"")
+            read_as = " or ".join(f"“{text}” in {encoding}" for encoding, text in readings(line).items())
+            place = f", the first in line {number:,}" if number else ""
+            usual = f"That line has {read_as}." if read_as else "Most western European files are in windows-1252."
+            raise CorruptData(f"{said}{place}.", f"Say which encoding it is in. {usual}")
 
     def sources(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         """Name, size and sha256 of the files on the disk; no sha256 of one that was not read to its end."""

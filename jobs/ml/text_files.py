@@ -50,11 +50,11 @@ BYTE_ORDER_MARKS = [
 ]
 CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
 HEAD = 8192
-UNREADABLE = "mistudio.unreadable"
+UNREADABLE, UNREADABLE_MARK = "mistudio.unreadable", "\udc80"
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 # What cannot be decoded becomes a lone surrogate, which no text may have: `clean` counts and replaces both alike.
-codecs.register_error(UNREADABLE, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
+codecs.register_error(UNREADABLE, lambda error: (UNREADABLE_MARK, error.end))  # type: ignore[attr-defined]
 
 
 @dataclass
