@@ -18,10 +18,11 @@ from jobs.ml import training
 from jobs.ml.config import TrainConfig
 from jobs.ml.documents import read_documents
 from jobs.ml.evaluate import evaluate
-from jobs.ml.language_model import load_model, load_tokenizer
+from jobs.ml.language_model import load_model
 from jobs.ml.packing import pack
 from jobs.ml.sae import TopK, revive, squared_error
 from jobs.ml.scan import scan
+from jobs.ml.tokenizer import load_tokenizer
 from jobs.ml.tokens import TokenShards
 
 MODEL_FOLDER = Path(__file__).parent.parent / "mistudio/demo/model"

@@ -29,7 +29,6 @@ class Memory:
     device: str
     total: int
     free: int
-    gpu: bool = True
 
 
 def memories() -> list[Memory]:
@@ -37,7 +36,7 @@ def memories() -> list[Memory]:
     import psutil
 
     own = psutil.virtual_memory()
-    return [Memory("CPU", own.total, own.available, gpu=False), *gpu_memories()]
+    return [Memory("CPU", own.total, own.available), *gpu_memories()]
 
 
 def gpu_memories() -> list[Memory]:

@@ -3,7 +3,6 @@ person typed in is among it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -29,7 +28,6 @@ class Observation:
     """One run of a model in one job; a load without a run has no rows."""
 
     job: int
-    at: datetime | None
     purpose: str
     dtype: str
     device: str = ""  # not known of a job that failed
@@ -78,11 +76,11 @@ def observations(team: Team, model: LanguageModel | None = None) -> dict[int, li
 def jobs_that_load(team: Team, model: LanguageModel | None) -> QuerySet[Job]:
     of_model = Q(params__model_folder__endswith=f"/{model.ROOM}/{model.pk}") if model else Q()
     ended = Job.objects.of_team(team).filter(kind__in=PURPOSES, state__in=(State.SUCCEEDED, State.FAILED))
-    return ended.filter(of_model).only("kind", "state", "params", "result", "error_code", "finished_at").order_by("-pk")
+    return ended.filter(of_model).only("kind", "state", "params", "result", "error_code").order_by("-pk")
 
 
 def of_job(job: Job) -> list[Observation]:
-    common: dict[str, Any] = {"job": job.pk, "at": job.finished_at, "purpose": PURPOSES[job.kind]}
+    common: dict[str, Any] = {"job": job.pk, "purpose": PURPOSES[job.kind]}
     dtype = str(job.params.get("dtype") or "float32")
     if job.state == State.FAILED:
         return [Observation(**common, dtype=dtype, error=job.error_code)]

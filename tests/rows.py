@@ -80,7 +80,14 @@ def activation_cache(team: Team, name: str = "cache", **fields: Any) -> Activati
         "n_stored": 9_700,
         "size_bytes": 310_400,
         "tokens_per_second": 5000.0,
-        "result": {"shards": 1, "sequences": 313, "statistics": {"blocks.1.hook_resid_pre": STATISTICS}},
+        "dtype": "auto",
+        "result": {
+            "dtype": "float32",
+            "model_batch": 16,
+            "shards": 1,
+            "sequences": 313,
+            "statistics": {"blocks.1.hook_resid_pre": STATISTICS},
+        },
         "ready_at": timezone.now(),
         "used_at": timezone.now(),
     }

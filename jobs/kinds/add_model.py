@@ -50,6 +50,7 @@ class Origin(Protocol):
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it keeps what is whole and goes on with the rest, at the commit it began with."""
     from jobs.ml import disk, language_model, model_config, store
+    from jobs.ml.tokenizer import load_tokenizer
     from jobs.ml.vocabulary import vocabulary
 
     folder = Path(params.folder)
@@ -68,7 +69,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     # Before the weights come: a model that is of no use is refused in seconds, not after gigabytes.
     model_config.require_known(model_config.parse((folder / "config.json").read_bytes()))
     architecture = language_model.read_architecture(folder)
-    pieces = vocabulary(language_model.load_tokenizer(folder), architecture.vocab_size)
+    pieces = vocabulary(load_tokenizer(folder), architecture.vocab_size)
 
     total = sum(origin.sizes[name] or 0 for name in weights)
     disk.require_space(folder, total - weight_bytes(folder), params.source)

@@ -134,6 +134,8 @@ def write(
     ctx: Context,
 ) -> None:
     """What `begun` has not yet. A source without a state is read from its start, past what is there."""
+    from jobs.ml.conversations import text_of
+
     writer, statistics = sinks
     to_skip = 0 if begun.state else begun.documents
     full = False
@@ -145,12 +147,13 @@ def write(
             to_skip -= len(group)
             group = []
         for document in group:
-            if full := statistics.would_exceed(document, params.max_documents, params.max_bytes):
+            text = text_of(document)
+            if full := statistics.would_exceed(text, params.max_documents, params.max_bytes):
                 if not statistics.documents:
                     raise Unusable("The first document is longer than that.", "Give more bytes.", "max_bytes")
                 break
-            statistics.add(document)
-            writer.add(document)
+            statistics.add(document, text)
+            writer.add(document, text)
         if writer.full:
             writer.finish_shard()
             begun.save(writer.shards, writer.documents, source.state())
@@ -185,26 +188,16 @@ def describe(params: Params, source: "Source", statistics: "DocumentStatistics",
 
 def samples(folder: Path, documents: int, conversations: bool) -> "list[str] | list[list[Message]]":
     """The beginnings of documents spread over the data. NUL shows as ␀: databases refuse it."""
+    from jobs.ml.conversations import beginning
     from jobs.ml.documents import read_conversations, read_documents
 
     n = min(SAMPLES, documents)
     places = [(2 * i + 1) * documents // (2 * n) for i in range(n)]
     if conversations:
-        return [beginning(next(read_conversations(folder, place))) for place in places]
-    return [shown(next(read_documents(folder, place)), SAMPLE_CHARACTERS) for place in places]
+        found = [beginning(next(read_conversations(folder, place)), SAMPLE_CHARACTERS) for place in places]
+        return [[{**message, "content": shown(message["content"])} for message in said] for said in found]
+    return [shown(next(read_documents(folder, place))[:SAMPLE_CHARACTERS]) for place in places]
 
 
-def beginning(conversation: "list[Message]") -> "list[Message]":
-    """The first messages, the last of them cut, with as many characters as a sample has."""
-    said, left = [], SAMPLE_CHARACTERS
-    for message in conversation:
-        if left <= 0:
-            break
-        content = shown(message["content"], left)
-        said.append({"role": message["role"], "content": content})
-        left -= len(content)
-    return said
-
-
-def shown(text: str, longest: int) -> str:
-    return text[:longest].replace("\0", "␀")
+def shown(text: str) -> str:
+    return text.replace("\0", "␀")

@@ -1,6 +1,5 @@
 """Load a language model in a chosen precision and run it for some seconds: how fast it is here, how much it takes."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +65,14 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
             continue
         ids = torch.randint(text_config(model).vocab_size, (rows, length), device=model.device)
         try:
-            passes, seconds, finite = timed(model, site, ids, params.seconds, ctx)
+            passes, took, finite = timed(model, site, ids, params.seconds, ctx)
         except torch.OutOfMemoryError:
             if not meter.runs:
                 raise
             ctx.log(f"{rows} rows do not fit into memory")
             break
-        meter.run(rows, length, passes * rows * length, seconds, finite=finite)
-        per_token = seconds / (passes * rows * length)
+        meter.run(rows, length, passes * rows * length, took, finite=finite)
+        per_token = took / (passes * rows * length)
         ctx.advance()
     return {"measured": meter.report(model)}
 
@@ -84,13 +83,13 @@ def timed(
     """Passes, their seconds, and whether every number was finite. The first pass, which warms up, does not count."""
     import torch
 
+    from jobs.ml.calibration import seconds
     from jobs.ml.sites import capture
 
     finite = bool(torch.isfinite(capture(model, site, ids)).all())  # waits for the device too
-    started, passes = time.monotonic(), 0
-    while passes == 0 or time.monotonic() - started < at_least:
-        x = capture(model, site, ids)
-        x.flatten()[0].item()
+    passes, took = 0, 0.0
+    while passes == 0 or took < at_least:
+        took += seconds(model, site, ids)
         passes += 1
         ctx.check()
-    return passes, time.monotonic() - started, finite
+    return passes, took, finite

@@ -87,11 +87,12 @@ def changed(what: str) -> JobError:
 def remake(params: Params, folder: Path) -> None:
     """What is made from the files, where it went with them."""
     from jobs.ml import language_model, store, whole
+    from jobs.ml.tokenizer import load_tokenizer
     from jobs.ml.vocabulary import vocabulary
 
     if not (folder / whole.MADE).is_file():
         vocabulary_size = language_model.read_architecture(folder).vocab_size
-        store.write_json(folder / whole.MADE, vocabulary(language_model.load_tokenizer(folder), vocabulary_size))
+        store.write_json(folder / whole.MADE, vocabulary(load_tokenizer(folder), vocabulary_size))
     if not (folder / "manifest.json").is_file():
         said = {"source": params.source, "commit": params.revision, "files": params.files}
         store.write_json(folder / "manifest.json", {"kind": "language_model", **said})

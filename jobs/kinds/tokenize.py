@@ -52,9 +52,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
 def tokenize(params: Params, ctx: Context) -> dict[str, Any]:
     from jobs.ml.documents import check_unchanged, count_documents, holds_conversations, read_column
-    from jobs.ml.language_model import load_tokenizer, read_architecture
+    from jobs.ml.language_model import read_architecture
     from jobs.ml.packing import pack
     from jobs.ml.prepare import Preparation
+    from jobs.ml.tokenizer import load_tokenizer
     from jobs.ml.whole import require_whole
 
     ctx.stage("load")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from jobs.ml.activations import NonFiniteActivations
 from jobs.ml.cache_layout import cache_bytes, rows_per_shard, shard_file, site_file
 from jobs.ml.disk import require_space
 from jobs.ml.errors import WithHint
-from jobs.ml.sequences import batches, covering
+from jobs.ml.sequences import alike, covering
 from jobs.ml.sites import Site, capture_all, resolve
 from jobs.ml.tokens import TokenShards
 
+PLAN = "plan.json"
 FLOAT16_LARGEST = 65504.0
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
@@ -104,15 +106,19 @@ def take_up(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     else it is removed."""
     for torn in folder.glob(".*.tmp"):
         store.remove(torn)
-    path = folder / "plan.json"
-    there = store.read_json(path) if path.is_file() else {}
+    there = plan_of(folder)
     if there | {"model_batch": plan["model_batch"]} == plan and there["model_batch"] <= plan["model_batch"]:
         return there
     for old in folder.iterdir():
         if old.name != ".lock":
             store.remove(old)
-    store.write_json(path, plan)
+    store.write_json(folder / PLAN, plan)
     return plan
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    """What the cache in the folder holds and how it is made, be it finished or not; empty where there is none."""
+    return store.read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
 
 
 def verified(
@@ -165,12 +171,17 @@ class Writing:
         require_space(
             self.folder, needed, "What is missing of the cache" if len(missing) < len(starts) else "The cache"
         )
+        read = np.add.reduceat(self.shards.lengths(range(len(kept))), starts)
+        done, total = int(np.delete(read, missing).sum()), int(read.sum())
         began = time.monotonic()
-        for n, number in enumerate(missing):
-            self.write_shard(number, counts[number], len(starts) - len(missing) + n)
+        for number in missing:
+            self.write_shard(number, counts[number], partial(self.on_read, done, total))
+            done += int(read[number])
         seconds = time.monotonic() - began
-        read = sum(len(kept[number * self.rows :][: self.rows]) for number in missing) * self.shards.context_length
-        return self.write_manifest(counts), read, seconds
+        return self.write_manifest(counts), int(read[missing].sum()), seconds
+
+    def on_read(self, before: int, total: int, tokens: int) -> None:
+        self.on_progress(before + tokens, total)
 
     def is_whole(self, number: int) -> bool:
         files = self.files_of(number)
@@ -186,23 +197,23 @@ class Writing:
             files: dict[str, dict[str, Any]] = json.loads(file.metadata()["files"])
             return files
 
-    def write_shard(self, number: int, tokens: int, before: int) -> None:
-        """tokens: how many it will hold; before: how many shards are there already"""
+    def write_shard(self, number: int, tokens: int, on_progress: Callable[[int], None]) -> None:
+        """tokens: how many it will hold. on_progress(tokens) is told how many of its own were read."""
         positions = np.empty(tokens, dtype=np.uint64)
         parts = [Part(site, self.plan["stored"], tokens, self.model.device) for site in self.sites]
-        done, first_row, T = 0, number * self.rows, self.shards.context_length
+        done, tokens_read, first_row = 0, 0, number * self.rows
         last_row = min(self.plan["sequences"], first_row + self.rows)
         size, skip = self.plan["model_batch"], self.plan["skip_special"]
-        for read in batches(self.shards, first_row, last_row, size, skip):
+        for read in alike(self.shards, first_row, last_row, size, skip):
             read = read.to(self.model.device)
             found = capture_all(self.model, self.sites, read.ids, read.attention)
-            places = read.places.cpu().numpy()
-            positions[done : done + len(places)] = read.first * T + places
+            places = read.positions(self.shards.context_length).cpu().numpy()
+            positions[done : done + len(places)] = places
             for part in parts:
                 part.add(read.counted(found[part.site.name]), read.first)
             done += len(places)
-            rows = min(self.plan["sequences"], before * self.rows + read.first - first_row + len(read.ids))
-            self.on_progress(rows * T, self.plan["sequences"] * T)
+            tokens_read += read.tokens
+            on_progress(tokens_read)
         files, sums = {}, {"positions": positions}
         for n, part in enumerate(parts):
             path = self.folder / site_file(n, part.site.name, number)

@@ -133,6 +133,7 @@ class ActivationStream:
             return
         self._chunk = None
         rows = self._rows_and_ends(epoch)[0][chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+        rows = rows[np.argsort(-self.shards.lengths(rows), kind="stable")]  # those of like lengths together
         total = int(self.kept[rows].sum())
         for site in self.sites.values():
             if len(self._buffers.get(site.name, ())) != total:
@@ -153,7 +154,8 @@ class ActivationStream:
 
     def _run(self, rows: np.ndarray, filled: int) -> int:
         """The activations of the tokens of these sequences that count, into the buffers; how many there are."""
-        read = batch(self.shards, rows, self.skip_special).to(self.model.device)
+        longest = int(self.shards.lengths(rows[:1])[0])
+        read = batch(self.shards, rows, self.skip_special).cut(longest).to(self.model.device)
         n = 0
         for name, tensor in capture_all(self.model, list(self.sites.values()), read.ids, read.attention).items():
             x = read.counted(tensor)

@@ -42,10 +42,17 @@ class CacheDoesNotFit(WithHint):
 class CacheReader:
     """Some sites of one cache: batch `step` is the tokens [step * batch_tokens, …) of an order that has no end."""
 
-    def __init__(self, folder: Path | str, sites: Sequence[str], batch_tokens: int, seed: int) -> None:
-        """Raises CacheMissing, CacheDoesNotFit."""
+    def __init__(
+        self,
+        folder: Path | str,
+        sites: Sequence[str],
+        batch_tokens: int,
+        seed: int,
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
+        """manifest: that of the folder, where it was read already. Raises CacheMissing, CacheDoesNotFit."""
         self.folder, self.batch_tokens, self.seed = Path(folder), batch_tokens, seed
-        self.manifest = read_manifest(self.folder)
+        self.manifest = manifest or read_manifest(self.folder)
         names = [entry["name"] for entry in self.manifest["sites"]]
         if missing := [site for site in sites if site not in names]:
             raise CacheDoesNotFit(f"the cache at {folder} holds {', '.join(names)}, but not {', '.join(missing)}.")
@@ -134,12 +141,13 @@ class CachedActivations:
         """weights: empty is by number of tokens. Raises CacheMissing, CacheDoesNotFit."""
         self.shards, self.load, self.model_batch, self.device = shards, load, model_batch, device
         self.batch_tokens = batch_tokens
-        sizes = weights or [sum(read_manifest(Path(folder))["shards"]) for folder in folders]
+        manifests = [read_manifest(Path(folder)) for folder in folders]
+        sizes = weights or [sum(manifest["shards"]) for manifest in manifests]
         self.parts = portions(sizes, batch_tokens, len(folders))
         names = [sites] if isinstance(sites, str) else list(sites)
         self.readers = [
-            CacheReader(folder, names, part, (seed if n == 0 else seed + 2**32 * n))
-            for n, (folder, part) in enumerate(zip(folders, self.parts, strict=True))
+            CacheReader(folder, names, part, (seed if n == 0 else seed + 2**32 * n), manifest)
+            for n, (folder, part, manifest) in enumerate(zip(folders, self.parts, manifests, strict=True))
         ]
         first = self.readers[0]
         for other in self.readers[1:]:

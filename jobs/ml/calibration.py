@@ -10,10 +10,9 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from transformers import PreTrainedModel
 from jobs.ml import store
 from jobs.ml.config import AUTO
 from jobs.ml.language_model import load_model
+from jobs.ml.meter import device_name, forget_peak
+from jobs.ml.site_names import EMBED
 from jobs.ml.sites import Site, capture, resolve
 
 FILE = "calibration.json"
@@ -58,7 +59,7 @@ def load_calibrated(
     found: dict[str, dict[str, Any]] = {}
     model, loaded = None, ""
     for choice in choices:
-        setting = Setting(device_name(device), choice, torch.get_num_threads(), context_length, depth_of(site))
+        setting = Setting(device_name(), choice, torch.get_num_threads(), context_length, depth_of(site))
         entry = find(Path(folder), setting)
         if entry is None:
             model = None  # one at a time is held
@@ -108,13 +109,11 @@ def measure(model: PreTrainedModel, site: Site, context_length: int) -> dict[str
         turns += 1
         for rows in sizes:  # in turns: a moment in which the machine is busy hits all of them
             times[rows] = min(times[rows], seconds(model, site, ids[:rows]))
+    forget_peak()  # what a trial takes is not what the work takes
     rates = {rows: round(rows * context_length / times[rows], 1) for rows in sizes}
     return {
         "rows": next(rows for rows in sizes if rates[rows] >= CLOSE * max(rates.values())),
         "tokens_per_second": {str(rows): value for rows, value in rates.items()},
-        "peak_bytes": peak_bytes(model.device),
-        "site": site.name,
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -132,8 +131,14 @@ def depth_of(site: str) -> str:
     return next((part for part in site.split(".") if part.isdecimal()), site)
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+def deepest(sites: Sequence[str]) -> str:
+    """The one of several sites, read in one pass, in whose block it ends."""
+
+    def depth(site: str) -> float:
+        number = depth_of(site)
+        return int(number) if number.isdecimal() else -1 if site == EMBED else math.inf
+
+    return max(sites, key=depth)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.ml.conversations import Message
 from jobs.ml.errors import Unusable, WithHint
 
-Message = dict[str, str]  # role, content
 Span = tuple[int, int]  # characters
 
 

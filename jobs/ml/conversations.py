@@ -177,6 +177,17 @@ def text_of(document: Document) -> str:
     return document if isinstance(document, str) else transcript(document)
 
 
+def beginning(conversation: list[Message], characters: int) -> list[Message]:
+    """The first messages, the last of them cut, with that many characters together."""
+    said: list[Message] = []
+    for message in conversation:
+        if characters <= 0:
+            break
+        said.append({**message, "content": message["content"][:characters]})
+        characters -= len(message["content"])
+    return said
+
+
 def parts(conversation: list[Message], counts: Counts) -> Iterator[list[Message]]:
     """A conversation, or several where it is longer than LONGEST: cut between messages, or else inside of one."""
     held: list[Message] = []

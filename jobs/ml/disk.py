@@ -13,13 +13,13 @@ class DiskFull(OSError):
         self.errno = errno.ENOSPC
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
+def require_space(folder: Path, needed: int, what: str, where: str = "where miStudio keeps its data") -> None:
     """Raises DiskFull, with figures, where `needed` bytes do not fit into `folder`, existing or not."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if (missing := needed + RESERVE - free) > 0:
         raise DiskFull(
-            f"{what} needs {size(needed)}, but only {size(free)} are free where miStudio keeps its data: "
+            f"{what} needs {size(needed)}, but only {size(free)} are free {where}: "
             f"{size(missing)} are missing, {size(RESERVE)} for the rest of miStudio included."
         )
 

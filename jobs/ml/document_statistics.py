@@ -20,8 +20,9 @@ class DocumentStatistics:
         self.digests = array("Q")
         self.roles: Counter[str] = Counter()  # messages of conversations
 
-    def add(self, document: Document) -> None:
-        text = text_of(document)
+    def add(self, document: Document, text: str = "") -> None:
+        """text: of the document, where it is known already."""
+        text = text or text_of(document)
         data = text.encode()
         if not isinstance(document, str):
             self.roles.update(message["role"] for message in document)
@@ -32,11 +33,11 @@ class DocumentStatistics:
         if len(self.digests) < MOST_COMPARED:
             self.digests.append(int.from_bytes(blake2b(data, digest_size=8).digest(), "big"))
 
-    def would_exceed(self, document: Document, max_documents: int | None, max_bytes: int | None) -> bool:
-        """With this document too. Bytes are those of the text in UTF-8."""
+    def would_exceed(self, text: str, max_documents: int | None, max_bytes: int | None) -> bool:
+        """With a document of this text too. Bytes are those of the text in UTF-8."""
         if max_documents is not None and self.documents >= max_documents:
             return True
-        return max_bytes is not None and self.bytes + len(text_of(document).encode()) > max_bytes
+        return max_bytes is not None and self.bytes + len(text.encode()) > max_bytes
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -107,8 +107,9 @@ class DocumentWriter:
     def full(self) -> bool:
         return self.shard_characters >= SHARD_CHARACTERS
 
-    def add(self, document: Document) -> None:
-        text = text_of(document)
+    def add(self, document: Document, text: str = "") -> None:
+        """text: of the document, where it is known already."""
+        text = text or text_of(document)
         self.held.append(text)
         if not isinstance(document, str) and self.conversations:
             self.messages.append(document)

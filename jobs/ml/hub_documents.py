@@ -9,8 +9,7 @@ from typing import Any
 from jobs.ml.conversations import ANSWERS, CONTEXTS, QUESTIONS, Document, plain, recognise
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.hub import Patience, Repository, check_access, explained, look_up
-from jobs.ml.sieve import Sieve
-from jobs.ml.text_files import Counts
+from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.text_rows import LOOKED_AT, Columns, Row, choose_column, columns_of
 
 FEW = 20  # rows, to recognise conversations
@@ -18,7 +17,7 @@ TEXT_TYPES = ("string", "large_string")
 PARTS = ("prompt", "chosen", "rejected", *QUESTIONS, *CONTEXTS, *ANSWERS)  # columns that may be part of a conversation
 
 
-class HubDocuments:
+class HubDocuments(Sieved):
     """`counts` and `position` are those of what `groups` has given so far."""
 
     unit = "documents"
@@ -63,10 +62,6 @@ class HubDocuments:
         self.sieve = Sieve(skip_broken, deduplicate)
         self.done = 0
 
-    @property
-    def counts(self) -> Counts:
-        return self.sieve.counts
-
     def known_columns(self) -> Columns:
         if self.rows.features is None:
             return columns_of(islice(self.rows, LOOKED_AT))
@@ -91,12 +86,6 @@ class HubDocuments:
 
         features = self.rows.features or {column["name"]: [] for column in self.columns if column["type"] == "list"}
         return {name for name, feature in features.items() if isinstance(feature, list | dict | List | LargeList)}
-
-    def told(self) -> dict[str, Any]:
-        return self.counts.told()
-
-    def told_parts(self) -> list[dict[str, Any]]:
-        return []
 
     def position(self) -> int:
         """Rows read, of `total`."""

@@ -21,14 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from jobs.ml.blocks import UnsupportedModel
 from jobs.ml.errors import CorruptData
+from jobs.ml.model_config import POSITIONS
 from jobs.ml.model_files import INDEX, WHOLE, choose_weights
 from jobs.ml.sites import Site, list_sites
 from jobs.ml.structure import Group, describe
-from jobs.ml.tokenizer import load_tokenizer as load_tokenizer
 from jobs.ml.whole import require_whole
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZED = ("int8", "int4")  # by bitsandbytes, on a CPU too
 # Positions count from padding_idx + 1 in these, so that many of the embeddings are never used.
@@ -129,7 +128,7 @@ def auto_class(config: Any) -> Any:
 
 
 def context_length(text: Any) -> int | None:
-    found = next((getattr(text, name) for name in CONTEXT if getattr(text, name, None)), None)
+    found = next((getattr(text, name) for name in POSITIONS if getattr(text, name, None)), None)
     if found and text.model_type in OFFSET_POSITIONS:
         return found - text.pad_token_id - 1
     return found

@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ml.conversations import Document, Shape, plain, recognise
+from jobs.ml.encodings import first_unreadable, readings
 from jobs.ml.errors import CorruptData, Unusable
-from jobs.ml.sieve import Sieve
+from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.source_files import TABLES, find_files
 from jobs.ml.table_files import table_head, table_rows
-from jobs.ml.text_files import Counts, OpenFile, SourceFile, reading, text_documents
+from jobs.ml.text_files import OpenFile, SourceFile, reading, text_documents
 from jobs.ml.text_rows import LOOKED_AT, Columns, Row, as_numbers, choose_column, columns_of, csv_rows, json_rows
+from jobs.ml.whole import sha256
 
 MOST_UNREADABLE = 0.01  # of a file's characters; more means another encoding, not damage
-CHUNK = 2**20
 ENOUGH = 2**24  # characters after which a wrong encoding is noticed before the end of a file
 ROWS = {"json": json_rows, "csv": csv_rows}
 TEXT = plain("text")  # what files of the format "text" hold
 
 
-class LocalDocuments:
+class LocalDocuments(Sieved):
     """`counts`, `position` and `read_whole` are those of what `groups` has given so far."""
 
     unit, commit = "bytes", ""
@@ -45,10 +46,6 @@ class LocalDocuments:
         self.read_whole: set[str] = set()
         self.read_bytes = 0
         self.here: Callable[[], float] = lambda: 0
-
-    @property
-    def counts(self) -> Counts:
-        return self.sieve.counts
 
     def looked_at(self, text_column: str, preference: str) -> tuple[Columns, Shape]:
         """What the first file of each format holds, which must be the same. Raises Unusable."""
@@ -95,12 +92,6 @@ class LocalDocuments:
 
     def opened(self, file: SourceFile) -> OpenFile:
         return OpenFile(file, "" if file.format == "csv" else None, self.encoding)
-
-    def told(self) -> dict[str, Any]:
-        return self.counts.told()
-
-    def told_parts(self) -> list[dict[str, Any]]:
-        return []
 
     def position(self) -> float:
         """Bytes read, of `total`."""
@@ -154,10 +145,12 @@ class LocalDocuments:
     def check_readable(self, file: SourceFile, replaced: int, characters: int) -> None:
         if replaced > MOST_UNREADABLE * characters:
             share = 100 * replaced / characters
-            raise CorruptData(
-                f"{file.name} is not in {self.encoding or 'UTF-8'}: {share:.1f} % of its characters cannot be read.",
-                "Say which encoding it is in: windows-1252 for most western European files.",
-            )
+            said = f"{file.name} is not in {self.encoding or 'UTF-8'}: {share:.1f} % of its characters cannot be read"
+            number, line = first_unreadable(file) if file.format not in TABLES and not self.encoding else (0, b"")
+            read_as = " or ".join(f"“{text}” in {encoding}" for encoding, text in readings(line).items())
+            place = f", the first in line {number:,}" if number else ""
+            usual = f"That line has {read_as}." if read_as else "Most western European files are in windows-1252."
+            raise CorruptData(f"{said}{place}.", f"Say which encoding it is in. {usual}")
 
     def sources(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         """Name, size and sha256 of the files on the disk; no sha256 of one that was not read to its end."""
@@ -168,18 +161,7 @@ class LocalDocuments:
             {
                 "name": path.name if path == self.source else path.relative_to(self.source).as_posix(),
                 "bytes": path.stat().st_size,
-                "sha256": digest(path, advance) if inside <= self.read_whole else None,
+                "sha256": sha256(path, advance) if inside <= self.read_whole else None,
             }
             for path, inside in names.items()
         ]
-
-
-def digest(path: Path, advance: Callable[[int], None]) -> str:
-    from hashlib import sha256
-
-    found = sha256()
-    with path.open("rb") as reader:
-        while chunk := reader.read(CHUNK):
-            found.update(chunk)
-            advance(len(chunk))
-    return found.hexdigest()

@@ -30,15 +30,11 @@ class Stretch:
 
 
 class Meter:
-    """Begun before the model is loaded: the peak is of all that comes after."""
+    """Begun before the model is loaded: the peak is of all that comes after, but for trials of it."""
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with contextlib.suppress(OSError):
-                CLEAR.write_text("5")  # the peak counts from here
+        forget_peak()
         self.before = psutil.Process().memory_info().rss
 
     def run(self, rows: int, context_length: int, tokens: int, seconds: float, **more: Any) -> None:
@@ -65,6 +61,15 @@ class Meter:
         found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
         grown = int(found[1]) * 1024 - self.before if found else 0
         return grown if grown > 0 else None
+
+
+def forget_peak() -> None:
+    """The peak counts from here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            CLEAR.write_text("5")
 
 
 def device_name() -> str:

@@ -10,9 +10,8 @@ import numpy as np
 from jobs.ml.conversations import Document, Shape, messages, plain, text_of
 from jobs.ml.documents import check_unchanged, count_documents, shards
 from jobs.ml.errors import Unusable
-from jobs.ml.sieve import Sieve
+from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.store import fingerprint, read_manifest
-from jobs.ml.text_files import Counts
 
 RAN_OUT, FULL = "ran out", "reached its limit"
 
@@ -49,7 +48,7 @@ class Strand:
         return self.taken.bytes / self.part.weight
 
 
-class MixedDocuments:
+class MixedDocuments(Sieved):
     """The part that is furthest behind its weight gives the next document, so that of every beginning of the mixture
     each part has its share of the bytes, but for one document.
 
@@ -81,10 +80,6 @@ class MixedDocuments:
         self.strands = [Strand(part, Taken()) for part in parts]
         self.full = False
         self.with_all_parts = 0  # documents that came before the first part ended
-
-    @property
-    def counts(self) -> Counts:
-        return self.sieve.counts
 
     def told(self) -> dict[str, Any]:
         return {"documents_with_all_parts": self.with_all_parts, "duplicates_dropped": self.counts.duplicates_dropped}

@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.ml import store
 from jobs.ml.encode import encode
-from jobs.ml.errors import WithHint
+from jobs.ml.errors import Unusable, WithHint
 from jobs.ml.framing import Framing, check_ids, check_vocabulary, framing, in_range
 from jobs.ml.pieces import Piece, batches, pieces
 from jobs.ml.prepare import Preparation
@@ -31,7 +31,7 @@ SHARD_TOKENS = 2**20
 COUNTS = ("documents", "tokens", "shards", "sequences", "special_tokens", "masked_tokens", "padding_tokens")
 
 
-class ContextTooLong(WithHint):
+class ContextTooLong(Unusable):
     pass
 
 
@@ -90,16 +90,19 @@ def frame_of(tokenizer: Any, config: TokenConfig, model_context: int | None, emb
     """Raises ContextTooLong, Unusable."""
     length = config.context_length
     if model_context is not None and length > model_context:
-        raise ContextTooLong(f"a context of {length} tokens is more than the model's {model_context}.")
+        said = f"a context of {length} tokens is more than the model's {model_context}."
+        raise ContextTooLong(said, f"Give {model_context} at most.", "context_length")
     frame = framing(tokenizer, config.bos, config.separator)
     if embeddings is not None:
         check_vocabulary(tokenizer, frame, embeddings)
         frame = in_range(frame, embeddings)
     room = length - frame.overhead
     if room <= (config.stride or 0):
-        raise WithHint(
+        raise Unusable(
             f"a context of {length} tokens leaves no room beside {frame.overhead} special tokens"
-            f"{f' and an overlap of {config.stride}' if config.stride else ''}."
+            f"{f' and an overlap of {config.stride}' if config.stride else ''}.",
+            "Give a shorter overlap, or a longer context." if config.stride else "Give a longer context.",
+            "stride" if config.stride else "context_length",
         )
     return frame
 

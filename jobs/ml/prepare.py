@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.ml.chat import BadConversation, ChatTemplate, Message, Span, has_template
+from jobs.ml.chat import BadConversation, ChatTemplate, Span, has_template
+from jobs.ml.conversations import Message
 from jobs.ml.errors import Unusable
 from jobs.ml.junk import STRENGTHS, sift
 from jobs.ml.token_config import TokenConfig

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.ml import conversations
 from jobs.ml.documents import check_unchanged, holds_conversations, read_column
 from jobs.ml.encode import encode
 from jobs.ml.errors import WithHint
@@ -69,13 +70,7 @@ def beginning(document: Any) -> Any:
     """At most CHARACTERS of a text, or of the messages of a conversation together."""
     if isinstance(document, str):
         return document[:CHARACTERS]
-    room, kept = CHARACTERS, []
-    for message in document:
-        if room <= 0:
-            break
-        kept.append({**message, "content": message["content"][:room]})
-        room -= len(message["content"])
-    return kept
+    return conversations.beginning(document, CHARACTERS)
 
 
 def rows_of(stream: list[np.ndarray], layout: Layout, split: str, readable: list[str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ any moment it goes on with the first chunk that is missing, and ends with the sa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jobs.ml.feature_statistics import write_statistics
 from jobs.ml.language_model import precision_of
 from jobs.ml.place import Place, find_place
 from jobs.ml.sae import Sae
-from jobs.ml.sequences import batches, covering
+from jobs.ml.sequences import alike, covering
 from jobs.ml.tokens import TokenShards
 
 CHUNK_TOKENS = 2**15
@@ -121,28 +122,33 @@ class Reading:
             paths.append(path)
             if not path.is_file():
                 write_chunk(path, self.sae.width, *self.codes(start, end))
-            self.on_progress(end * T, self.rows * T)
+            self.on_progress(self.ends[end], self.ends[-1])
         return paths
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens, padding left out, before each sequence and after the last."""
+        return [0, *self.shards.lengths(range(self.rows)).cumsum().tolist()]
 
     @torch.no_grad()
     def codes(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """positions, latents and values [n] of the sequences start .. end - 1, positions ascending"""
         T, device = self.shards.context_length, self.sae.b_dec.device
-        positions, latents, values = [], [], []
-        for read in batches(self.shards, start, end, self.model_batch, self.skip_special):
+        positions, latents, values, done = [], [], [], self.ends[start]
+        for read in alike(self.shards, start, end, self.model_batch, self.skip_special):
             read = read.to(self.model.device)
             x = read.counted(self.place.inputs(self.model, read))
             code = self.sae.active(x.to(device, torch.float32)).positive()
-            positions.append((read.first * T + read.places[code.rows.to(read.places.device)]).cpu())
+            found = read.positions(T)
+            positions.append(found[code.rows.to(found.device)].cpu())
             latents.append(code.latents.cpu())
             values.append(code.values.cpu())
-            self.on_progress((read.first + len(read.ids)) * T, self.rows * T)
+            done += read.tokens
+            self.on_progress(done, self.ends[-1])
         dtype = np.uint32 if self.rows * T <= 2**32 else np.uint64
-        return (
-            torch.cat(positions).numpy().astype(dtype),
-            torch.cat(latents).numpy(),
-            torch.cat(values).numpy(),
-        )
+        places = torch.cat(positions).numpy()
+        order = np.argsort(places, kind="stable")
+        return places[order].astype(dtype), torch.cat(latents).numpy()[order], torch.cat(values).numpy()[order]
 
     def tokens(self) -> int:
         """How many count."""

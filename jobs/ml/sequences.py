@@ -14,14 +14,34 @@ from jobs.ml.tokens import TokenShards
 
 @dataclass(frozen=True)
 class Batch:
-    first: int  # number of the first sequence
+    numbers: Tensor  # int64 [B], of the sequences
     ids: Tensor  # int64 [B, T]
     skipped: Tensor  # bool [B, T]: in no figure
     attention: Tensor | None  # int64 [B, T], 0 at padding; None where there is none
 
     def to(self, device: torch.device | str) -> "Batch":
         attention = None if self.attention is None else self.attention.to(device)
-        return Batch(self.first, self.ids.to(device), self.skipped.to(device), attention)
+        return Batch(self.numbers.to(device), self.ids.to(device), self.skipped.to(device), attention)
+
+    def cut(self, length: int) -> "Batch":
+        """Without the places from `length` on, which are padding."""
+        attention = None if self.attention is None else self.attention[:, :length]
+        whole = attention is None or bool(attention.all())
+        return Batch(self.numbers, self.ids[:, :length], self.skipped[:, :length], None if whole else attention)
+
+    @property
+    def first(self) -> int:
+        return int(self.numbers[0])
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return self.ids.numel() if self.attention is None else int(self.attention.sum())
+
+    def positions(self, context_length: int) -> Tensor:
+        """int64 [n]: where the tokens that count are in the split, of sequences of that length."""
+        T = self.ids.shape[1]
+        return self.numbers[self.places // T] * context_length + self.places % T
 
     @cached_property
     def places(self) -> Tensor:
@@ -52,7 +72,17 @@ def batches(shards: TokenShards, start: int, end: int, size: int, skip_special: 
         yield batch(shards, np.arange(first, min(end, first + size)), skip_special)
 
 
+def alike(shards: TokenShards, start: int, end: int, size: int, skip_special: bool = True) -> Iterator[Batch]:
+    """The same, the longest first, each batch cut to its longest: as little padding as may be."""
+    lengths = shards.lengths(range(start, end))
+    order = np.argsort(-lengths, kind="stable")
+    for rows in (order[at : at + size] for at in range(0, len(order), size)):
+        yield batch(shards, start + rows, skip_special).cut(int(lengths[rows[0]]))
+
+
 def batch(shards: TokenShards, numbers: np.ndarray, skip_special: bool = True) -> Batch:
     found = shards.read(numbers, skip_special)
     attention = None if found.attention is None else torch.from_numpy(found.attention).long()
-    return Batch(int(numbers[0]), torch.from_numpy(found.ids).long(), torch.from_numpy(found.skipped), attention)
+    return Batch(
+        torch.from_numpy(numbers), torch.from_numpy(found.ids).long(), torch.from_numpy(found.skipped), attention
+    )

@@ -66,3 +66,20 @@ class Sieve:
 
     def resume(self, counts: dict[str, Any]) -> None:
         self.counts = Counts(**counts)
+
+
+class Sieved:
+    """A source of documents that go through a sieve, and what it tells of them."""
+
+    sieve: Sieve
+
+    @property
+    def counts(self) -> Counts:
+        return self.sieve.counts
+
+    def told(self) -> dict[str, Any]:
+        return self.counts.told()
+
+    def told_parts(self) -> list[dict[str, Any]]:
+        """Of a mixture, what each part gave."""
+        return []

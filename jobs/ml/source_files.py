@@ -1,10 +1,10 @@
-"""Which files with text a path holds: itself, those of a folder, and those inside zip archives."""
+"""Which files with text a path holds: itself, those of a folder, and those inside archives."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.ml.archives import members
+from jobs.ml.archives import is_archive, members
 from jobs.ml.errors import Unusable
 from jobs.ml.text_files import FORMATS, HEAD, PACKINGS, SourceFile, encoding_of
 
@@ -52,25 +52,24 @@ def found(path: Path, folder: Path) -> list[SourceFile]:
 def within(path: Path, name: str) -> list[SourceFile]:
     """The files with text inside an archive."""
     facts = path.stat()
-    all_members = [member for member in members(path, name) if wanted(Path(member.info.filename))]
-    files = []
-    for member in all_members:
-        inner = Path(member.info.filename)
-        if format_of(inner) in TABLES:
-            said = f"{name} holds {inner}, which cannot be read inside an archive."
-            raise Unusable(said, "Unpack the archive and give the folder.")
-        if format_of(inner) and member.info.file_size:
-            inner_name, size = f"{name}/{inner}", member.info.compress_size
-            files.append(SourceFile(path, inner_name, format_of(inner), size, facts.st_mtime_ns, member))
+    inside = {Path(member.name): member for member in members(path, name)}
+    files = [
+        SourceFile(path, f"{name}/{inner}", format_of(inner), member.packed_size, facts.st_mtime_ns, member)
+        for inner, member in inside.items()
+        if wanted(inner) and format_of(inner) and member.size
+    ]
     if not files:
-        raise Unusable(
-            f"{name} holds no txt, jsonl or csv file.", there_are([Path(m.info.filename) for m in all_members])
-        )
+        raise Unusable(f"{name} holds no {KNOWN} file.", there_are([inner for inner in inside if wanted(inner)]))
     return files
 
 
-def is_archive(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
+def is_read(path: Path) -> bool:
+    """Does the name say what is in the file, and is that read, packed as it may be?"""
+    return is_archive(path) or bool(format_of(path) and not is_packed_table(path))
+
+
+def is_packed_table(path: Path) -> bool:
+    return format_of(path) in TABLES and path.suffix.lower() in PACKINGS
 
 
 def wanted(path: Path) -> bool:
@@ -95,6 +94,6 @@ def source_file(path: Path, name: str) -> SourceFile:
         with path.open("rb") as file:
             encoding_of(file.read(HEAD), path.name)
         raise Unusable(f"{path.name} could be anything.", "Name it .txt, .jsonl, .csv, .tsv, .parquet or .arrow.")
-    if format in TABLES and path.suffix.lower() in PACKINGS:
+    if is_packed_table(path):
         raise Unusable(f"{name} is a table inside a packed file.", "Unpack it: the tables are packed as they are.")
     return SourceFile(path, name, format, facts.st_size, facts.st_mtime_ns)

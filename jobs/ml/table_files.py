@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from jobs.ml.archives import on_disk
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.text_files import UNREADABLE, SourceFile, reading
 from jobs.ml.text_rows import Columns, OnBroken, Row, choose_column
@@ -96,14 +97,24 @@ def spoken(kind: Any) -> str:
     return NAMES.get(str(kind), str(kind))
 
 
+def opened(file: SourceFile) -> Any:
+    """What pyarrow reads, here and there in the file: out of an archive it is unpacked first."""
+    import pyarrow as pa
+
+    if file.member is None:
+        return pa.OSFile(str(file.path))
+    with reading(file.name), file.member.open() as stream:
+        return pa.PythonFile(on_disk(stream, file.name))
+
+
 @contextmanager
 def parquet_parts(file: SourceFile, columns: list[str] | None) -> Iterator[tuple[Any, Iterator[Part]]]:
     """The fields, and the row groups."""
     from pyarrow.parquet import ParquetFile
 
-    with reading(file.name):
-        parquet = ParquetFile(file.path, page_checksum_verification=True)
-    with parquet:
+    with opened(file) as raw:
+        with reading(file.name):
+            parquet = ParquetFile(raw, page_checksum_verification=True)
         groups = parquet.num_row_groups
         parts = (
             (
@@ -119,10 +130,9 @@ def parquet_parts(file: SourceFile, columns: list[str] | None) -> Iterator[tuple
 @contextmanager
 def arrow_parts(file: SourceFile, columns: list[str] | None) -> Iterator[tuple[Any, Iterator[Part]]]:
     """The fields, and the record batches: of a file each by itself, of a stream all as one part."""
-    import pyarrow as pa
     from pyarrow import ipc
 
-    with pa.OSFile(str(file.path)) as raw, reading(file.name):
+    with opened(file) as raw, reading(file.name):
         magic = raw.read(6)
         raw.seek(0)
         if magic.startswith(b"FEA1"):

@@ -6,6 +6,7 @@ import gzip
 import io
 import lzma
 import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -49,11 +50,11 @@ BYTE_ORDER_MARKS = [
 ]
 CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
 HEAD = 8192
-UNREADABLE = "mistudio.unreadable"
+UNREADABLE, UNREADABLE_MARK = "mistudio.unreadable", "\udc80"
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 # What cannot be decoded becomes a lone surrogate, which no text may have: `clean` counts and replaces both alike.
-codecs.register_error(UNREADABLE, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
+codecs.register_error(UNREADABLE, lambda error: (UNREADABLE_MARK, error.end))  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -76,17 +77,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside a zip archive."""
+    """A file inside an archive."""
 
-    archive: zipfile.ZipFile
-    info: zipfile.ZipInfo
-
-    def open(self) -> IO[bytes]:
-        return self.archive.open(self.info)
+    name: str
+    size: int  # bytes
+    packed_size: int  # of them in the archive
+    open: Callable[[], Any]
 
     def packed(self, unpacked: int) -> float:
         """About how many bytes of the archive have been read once so many came out of it."""
-        return unpacked * self.info.compress_size / self.info.file_size
+        return unpacked * self.packed_size / self.size
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SourceFile:
 
     @property
     def packing(self) -> str:
-        return self.path.suffix.lower() if self.path.suffix.lower() in PACKINGS else ""
+        return self.path.suffix.lower() if self.member is None and self.path.suffix.lower() in PACKINGS else ""
 
 
 def encoding_of(head: bytes, name: str, chosen: str = "") -> str:
@@ -178,7 +178,7 @@ def reading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        damage = EOFError | zlib.error | lzma.LZMAError | zipfile.BadZipFile
+        damage = EOFError | zlib.error | lzma.LZMAError | zipfile.BadZipFile | tarfile.TarError
         damaged = isinstance(error, damage) or "pyarrow" in type(error).__module__
         if damaged or (type(error) in (OSError, gzip.BadGzipFile) and getattr(error, "errno", None) is None):
             said = str(error).strip().partition("\n")[0].rstrip(".")

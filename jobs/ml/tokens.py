@@ -35,7 +35,6 @@ class TokenShards:
         self.add_bos: bool = manifest["plan"]["add_bos"]
         self.n_sequences: int = counts["sequences"]
         self.n_tokens: int = counts["tokens"]  # without padding
-        self.n_special: int = counts["special_tokens"]
         self.shard_rows: int = manifest["shard_rows"]
         self.masks: bool = manifest.get("masks", False)  # are there masked tokens, or padding?
         self._shards: dict[tuple[int, str], np.ndarray] = {}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,20 @@ def examine(folder: Path, files: Iterable[dict[str, Any]], advance: Callable[[in
             advance(file["bytes"])
         elif sha256(path, advance) != file["sha256"]:
             wrong = "has other content: its SHA-256 is not the one it had when the model was added"
+            if others := sharing(path):
+                wrong += f". On the disk it is one file with that of model {', '.join(others)}: verify there too"
         if wrong:
             found[file["name"]] = wrong
     return found
+
+
+def sharing(path: Path) -> list[str]:
+    """The folders beside that have this very file too: they were given a link to it, or it to theirs."""
+    facts = path.stat()
+    found = path.parent.parent.glob("*/*") if facts.st_nlink > 1 else ()
+    return sorted(
+        {other.parent.name for other in found if other.parent != path.parent and os.path.samestat(other.stat(), facts)}
+    )
 
 
 def sha256(path: Path, advance: Callable[[int], None]) -> str:

@@ -8,12 +8,16 @@ from django.conf import settings
 from django.db import transaction
 
 from jobs.errors import InvalidInput
-from jobs.ml.cache_layout import cache_bytes
+from jobs.ml.cache_layout import buffer_bytes, cache_bytes
+from jobs.ml.config import UNSETTLED_ROWS
 from jobs.ml.disk import RESERVE
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.training import middle_residual
 from mistudio.models import ActivationCache, Artifact, Tokenization, Training
+from mistudio.models.language_model import AUTO, Precision
+from mistudio.structure import weight_bytes
 
+MOST_ROWS = 1024
 SPECIAL = (("True", "left out"), ("False", "stored too"))
 
 
@@ -42,18 +46,38 @@ class ActivationCacheForm(ArtifactForm):
 
     class Meta:
         model = ActivationCache
-        fields = ("tokenization", "sites", "split", "n_tokens", "stored", "skip_special", "name")
-        labels = {"split": "Part", "n_tokens": "Tokens to read", "stored": "Stored as"}
+        fields = (
+            "tokenization",
+            "sites",
+            "split",
+            "n_tokens",
+            "stored",
+            "skip_special",
+            "dtype",
+            "model_batch",
+            "name",
+        )
+        labels = {
+            "split": "Part",
+            "n_tokens": "Tokens to read",
+            "stored": "Stored as",
+            "dtype": "Precision",
+            "model_batch": "Sequences per pass",
+        }
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
             "split": "Of the text. Trainings read the one, measurements the other. Empty: train.",
             "n_tokens": "Whole sequences from the beginning. Empty: all there are.",
             "stored": "int8 is half as large, and off by 1/254 of a token's largest entry at most. Empty: bfloat16.",
+            "dtype": "Of the language model. The fastest is bfloat16 on a GPU that has it, and on a processor where a "
+            "short trial shows it to be faster than float32.",
+            "model_batch": "Empty: as many as a short trial shows to be fastest.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name in ("split", "n_tokens", "stored"):
+        self.initial.setdefault("dtype", AUTO)
+        for name in ("split", "n_tokens", "stored", "dtype"):
             self.fields[name].required = False
         self.twin: ActivationCache | None = None  # the one that holds these activations already
         field: Any = self.fields["tokenization"]
@@ -99,6 +123,15 @@ class ActivationCacheForm(ArtifactForm):
     def clean_stored(self) -> str:
         return self.cleaned_data["stored"] or ActivationCache.Stored.BFLOAT16
 
+    def clean_dtype(self) -> str:
+        return self.cleaned_data["dtype"] or AUTO
+
+    def clean_model_batch(self) -> int | None:
+        rows: int | None = self.cleaned_data["model_batch"]
+        if rows is not None and not 1 <= rows <= MOST_ROWS:
+            raise forms.ValidationError(f"{rows:,} is outside 1 to {MOST_ROWS:,}. Empty: as many as are fastest.")
+        return rows
+
     def clean_skip_special(self) -> bool:
         return self.cleaned_data["skip_special"] != "False"
 
@@ -120,13 +153,15 @@ class ActivationCacheForm(ArtifactForm):
         return "" if self.twin else self.cleaned_data["name"]
 
     def find_twin(self) -> ActivationCache | None:
-        names = [name for name in self.base_fields if name not in ("submission", "name", "sites")]
+        """How many sequences a pass reads makes no other cache."""
+        names = ("tokenization", "split", "n_tokens", "stored", "skip_special")
         same = {name: self.cleaned_data.get(name) for name in names}
+        dtype = self.cleaned_data.get("dtype")
         sites: set[str] = {*(self.cleaned_data.get("sites") or [])}
         if not sites or None in same.values():
             return None
         rows = ActivationCache.objects.of_team(self.team).filter(**same).select_related("job")
-        return next((cache for cache in rows if sites <= set(cache.sites)), None)
+        return next((one for one in rows if sites <= set(one.sites) and dtype in (one.dtype, one.computed_in)), None)
 
     def clean(self) -> dict[str, Any]:
         data = super().clean()
@@ -184,6 +219,22 @@ class Estimate:
             {"name": site, "width": width, "bytes": cache_bytes([width], cache.stored, cache.n_tokens)}
             for site, width in zip(cache.sites, cache.widths, strict=True)
         ]
+
+    @property
+    def dtype(self) -> str:
+        """The precision, or the one that takes the most where it is open."""
+        return self.cache.computed_in or Precision.FLOAT32
+
+    @property
+    def rows(self) -> int:
+        return self.cache.model_batch or UNSETTLED_ROWS
+
+    @property
+    def memory(self) -> int:
+        """The model's weights, a shard of all sites, and one forward pass at them."""
+        cache = self.cache
+        weights = weight_bytes(cache.language_model, self.dtype) or 0
+        return weights + buffer_bytes(cache.widths, cache.stored, cache.tokenization.context_length, self.rows)
 
     @cached_property
     def free(self) -> int:

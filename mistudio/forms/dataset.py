@@ -36,7 +36,7 @@ class DatasetForm(ArtifactForm):
             "config": "Configuration",
         }
         help_texts = {
-            "source": "Such as roneneldan/TinyStories, or the path of txt, jsonl, csv, parquet, arrow or zip.",
+            "source": "Such as roneneldan/TinyStories, or the path of txt, jsonl, csv, parquet, arrow, zip or tar.",
             "text_column": "Empty: the column with conversations, else “text”, else the only one with text.",
             "preference": "Only where a row has a chosen and a rejected answer.",
             "max_documents": "Empty: all.",

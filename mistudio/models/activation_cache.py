@@ -9,15 +9,14 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from jobs.errors import InvalidInput
-from jobs.ml.cache_layout import buffer_bytes, cache_bytes
+from jobs.ml.cache_layout import cache_bytes
 from jobs.ml.disk import DiskFull, require_space, size
 from jobs.models import Job, State
 from mistudio.models.artifact import Artifact, InUse
-from mistudio.models.language_model import LanguageModel
+from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
 from mistudio.models.tokenization import Tokenization
 
 USED_EVERY = timedelta(minutes=1)
-MODEL_BATCH = 8  # sequences per forward pass, as the kind has it
 
 
 class ActivationCache(Artifact):
@@ -44,6 +43,10 @@ class ActivationCache(Artifact):
     n_tokens = models.BigIntegerField(help_text="Tokens to read, special ones included.")
     stored = models.CharField(max_length=20, choices=Stored.choices, default=Stored.BFLOAT16)
     skip_special = models.BooleanField(default=True)
+    dtype = models.CharField("precision", max_length=20, choices=RUN_PRECISIONS, default=Precision.FLOAT32)
+    model_batch = models.PositiveIntegerField(
+        null=True, blank=True
+    )  # sequences per forward pass; None: as many as a short trial shows to be fastest
     n_stored = models.BigIntegerField(null=True, editable=False)  # tokens that were kept of those
     tokens_per_second = models.FloatField(null=True, editable=False)  # as measured when it was made
     result = models.JSONField(default=dict, editable=False)
@@ -60,6 +63,11 @@ class ActivationCache(Artifact):
     def evicted(self) -> bool:
         return self.evicted_at is not None and not self.ready
 
+    @property
+    def computed_in(self) -> str:
+        """The precision of the language model, once it is settled: made again, it is the same."""
+        return self.result.get("dtype") or (self.dtype if self.dtype != AUTO else "")
+
     def params(self) -> dict[str, Any]:
         from jobs.ml.store import fingerprint  # late: it needs numpy
 
@@ -75,6 +83,8 @@ class ActivationCache(Artifact):
             "stored": self.stored,
             "skip_special": self.skip_special,
             "model_identity": fingerprint(files or [[model.source, model.commit]]),
+            "dtype": self.computed_in or AUTO,
+            "model_batch": self.result.get("model_batch") or self.model_batch,
         }
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
@@ -84,6 +94,8 @@ class ActivationCache(Artifact):
             "tokens": self.n_tokens,
             "stored": self.stored,
             "skip-special": "" if self.skip_special else "False",
+            "dtype": self.dtype,
+            "model-batch": self.model_batch,
         }
 
     # ---- sizes
@@ -96,12 +108,6 @@ class ActivationCache(Artifact):
     def needed_bytes(self) -> int:
         """On disk, at most: as if no token were special."""
         return cache_bytes(self.widths, self.stored, self.n_tokens)
-
-    @property
-    def needed_memory(self) -> int:
-        """The model's weights in float32, a shard of all sites, and one forward pass at them."""
-        weights = 4 * (self.language_model.n_parameters or 0)
-        return weights + buffer_bytes(self.widths, self.stored, self.tokenization.context_length, MODEL_BATCH)
 
     # ---- use and eviction
 

@@ -67,6 +67,8 @@ def test_ticked_boxes_and_words_with_commas_are_the_same_choice(alice, client_of
         ("sites", "", "required"),
         ("n_tokens", 0, "Give 1 to 10,000"),
         ("stored", "float8", "not one of the available choices"),
+        ("dtype", "float8", "not one of the available choices"),
+        ("model_batch", 0, "0 is outside 1 to 1,024"),
         ("skip_special", "perhaps", "not one of the available choices"),
     ],
 )
@@ -165,6 +167,22 @@ def test_the_same_settings_of_an_evicted_cache_make_it_again(alice):
     cache = rows.activation_cache(alice.team, tokenization=tokens, ready_at=None, evicted_at=timezone.now())
     assert launched(ActivationCacheForm, alice, {"tokenization": tokens.pk, "sites": SITE}) == cache
     assert state_of(cache) == "queued"
+    cache.refresh_from_db()
+    settled = {name: cache.job.params[name] for name in ("dtype", "model_batch")}
+    assert settled == {"dtype": "float32", "model_batch": 16}, "as it was made before, whatever is fastest now"
+
+
+def test_precision_and_rows_are_open_or_given_and_another_precision_is_another_cache(alice):
+    tokens = rows.tokenization(alice.team)
+    data = {"tokenization": tokens.pk, "sites": SITE}
+    opened = launched(ActivationCacheForm, alice, data)
+    assert (opened.job.params["dtype"], opened.job.params["model_batch"]) == ("auto", None)
+    given = launched(ActivationCacheForm, alice, {**data, "dtype": "bfloat16", "model_batch": 2})
+    assert given != opened
+    assert (given.job.params["dtype"], given.job.params["model_batch"]) == ("bfloat16", 2)
+    assert "--dtype bfloat16 --model-batch 2" in given.command()
+    made = rows.activation_cache(alice.team, tokenization=tokens)
+    assert launched(ActivationCacheForm, alice, {**data, "dtype": "float32"}) == made, "that is what was fastest"
 
 
 # ---- eviction

@@ -106,8 +106,8 @@ def test_without_a_structure_nothing_is_guessed_for_int8(alice):
 
 def test_what_fits_where_goes_by_what_is_free_and_by_what_was_measured(alice):
     row = rows.language_model(alice.team, n_parameters=1000)
-    seen = [Observation(job=1, at=None, purpose="forward", dtype="bfloat16", weight_bytes=5000)]
-    found = {need.dtype: need for need in memory.needs(row, seen, [Memory("CPU", 9000, 4500, gpu=False)])}
+    seen = [Observation(job=1, purpose="forward", dtype="bfloat16", weight_bytes=5000)]
+    found = {need.dtype: need for need in memory.needs(row, seen, [Memory("CPU", 9000, 4500)])}
     assert [found[name].fits[0].verdict for name in ("float32", "bfloat16", "float16")] == ["tight", "no", "fits"]
     assert "in float16 it fits on CPU" in memory.advice(list(found.values()))
 

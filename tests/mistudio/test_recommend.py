@@ -11,11 +11,11 @@ DTYPES = ("float32", "bfloat16", "int4")
 
 def seen(speed, *, job=1, dtype="float32", rows=4, purpose="forward", **fields):
     known = {"device": "GPU", "context_length": 128, "tokens": 1000, "tokens_per_second": speed}
-    return Observation(job=job, at=None, purpose=purpose, dtype=dtype, rows=rows, **{**known, **fields})
+    return Observation(job=job, purpose=purpose, dtype=dtype, rows=rows, **{**known, **fields})
 
 
 def failed(job, dtype="float32", code="OUT_OF_MEMORY"):
-    return Observation(job=job, at=None, purpose="train", dtype=dtype, error=code)
+    return Observation(job=job, purpose="train", dtype=dtype, error=code)
 
 
 def candidate(name="small", key=1, size=1_000_000, found=(), fits="fits", **fields):

@@ -8,8 +8,9 @@ import torch
 
 from jobs.ml.blocks import UnsupportedModel
 from jobs.ml.errors import CorruptData, Unusable
-from jobs.ml.language_model import load_model, load_tokenizer, read_architecture, verify_weights
+from jobs.ml.language_model import load_model, read_architecture, verify_weights
 from jobs.ml.sites import list_sites
+from jobs.ml.tokenizer import load_tokenizer
 from tests.ml.tiny import DECODERS, ENCODERS, save_model, tiny_model
 
 IDS = torch.arange(20).view(2, 10)

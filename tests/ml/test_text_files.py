@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -96,6 +97,28 @@ def test_a_named_encoding_that_is_the_wrong_one_is_told(lay):
     with pytest.raises(CorruptData, match=r"a\.txt is not in utf-8") as refused:
         read(path, encoding="utf-8")
     assert "windows-1252" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "name"),
+    [
+        ("le café était fermé", "windows-1252", "a.txt"),
+        ("zażółć gęślą jaźń", "windows-1250", "a.csv"),
+        ("однажды весною", "windows-1251", "a.jsonl"),
+        ("吾輩は猫である", "shift_jis", "a.txt.gz"),
+        ("天下大势分久必合", "gb18030", "a.txt"),
+        ("옛날 어느 마을에", "euc_kr", "a.txt"),
+    ],
+)
+def test_a_file_that_is_not_utf8_is_refused_at_its_place_with_what_each_encoding_makes_of_it(lay, text, encoding, name):
+    whole = {"csv": f"text\nplain\n{text}\n", "jsonl": f'{{"text": "a"}}\n{{"text": "b"}}\n{{"text": "{text}"}}\n'}
+    data = whole.get(name.rpartition(".")[2], f"plain\nwords\n{text}\n").encode(encoding)
+    path = lay(name, gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(CorruptData, match=r"is not in UTF-8: .* the first in line 3\.") as refused:
+        read(path)
+    first = next(place for place, letter in enumerate(text) if not letter.isascii())
+    assert re.search(rf"“[^”]*{text[first : first + 5]}[^”]*” in {encoding}", refused.value.hint)
+    assert text in "".join(read(path, encoding=encoding))
 
 
 def test_a_wrong_encoding_is_no_broken_row_to_be_skipped(lay):

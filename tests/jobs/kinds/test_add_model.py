@@ -17,6 +17,8 @@ from jobs.kinds.add_model import Params, run
 from jobs.ml import disk
 from jobs.ml.errors import Unusable
 from jobs.ml.model_files import choose_files
+from jobs.ml.reuse import clone
+from jobs.ml.whole import examine
 from tests.hub_server import HubServer
 from tests.ml.tiny import decoder_tokenizer, tiny_model
 
@@ -378,6 +380,41 @@ def test_on_another_disk_what_is_here_is_copied(hub, folder, monkeypatch):
     add("owner/tiny", folder.with_name("8"))
     assert weight_traffic(hub) == 0
     assert not (folder / "model.safetensors").samefile(folder.with_name("8") / "model.safetensors")
+
+
+def test_a_file_that_models_share_is_read_only_and_damage_to_it_names_the_others(hub, folder, monkeypatch):
+    monkeypatch.setattr("jobs.ml.reuse.FICLONE", 0)  # as on a filesystem that cannot clone
+    add("owner/tiny", folder)
+    second = folder.with_name("8")
+    files = add("owner/tiny", second)["files"]
+    path = second / "model.safetensors"
+    assert path.samefile(folder / path.name) and not path.stat().st_mode & 0o222
+    path.chmod(0o644)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert "one file with that of model 7: verify there too" in examine(second, files, lambda n: None)[path.name]
+    shutil.rmtree(folder)
+    assert "one file" not in examine(second, files, lambda n: None)[path.name]
+
+
+def test_the_cache_of_the_hub_keeps_its_own_modes(hub, folder):
+    weights = hub.repositories[("model", "owner/tiny")].files["model.safetensors"]
+    blob = Path(constants.HF_HUB_CACHE) / "models--owner--tiny" / "blobs" / sha256(weights).hexdigest()
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(weights)
+    mode = blob.stat().st_mode
+    add("owner/tiny", folder)
+    assert blob.stat().st_mode == mode
+
+
+def test_a_clone_is_a_file_of_its_own_or_none_at_all(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"words" * 1000)
+    if clone(source, target):
+        target.write_bytes(b"others")
+        assert source.read_bytes() == b"words" * 1000
+    else:
+        assert not target.exists()
 
 
 def test_who_may_not_fetch_a_gated_model_gets_no_copy_of_it_either(hub, folder, monkeypatch):

@@ -10,6 +10,8 @@ from jobs.kinds import cache_activations, make_params, train_sae
 from jobs.ml import cache_layout, checkpoint, store
 from jobs.ml.activation_cache import BeyondFloat16
 from jobs.ml.cached_activations import CacheMissing
+from jobs.ml.calibration import FILE
+from jobs.ml.config import UNSETTLED_ROWS
 from jobs.ml.disk import DiskFull
 from jobs.ml.language_model import load_model
 from tests.ml.test_kinds import Wishful
@@ -37,6 +39,7 @@ def caching(home: Path, folder: Path, **changes: Any) -> cache_activations.Param
     known = {
         "model_folder": str(home / "model"), "tokens_folder": str(home / "tokens"), "folder": str(folder),
         "sites": [SITE, OTHER], "tokens": 10**9, "stored": "float32",
+        "dtype": "float32", "model_batch": 8,
     }  # fmt: skip
     return make_params(cache_activations, known | changes)
 
@@ -64,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("change", "field"),
     [
         ({"sites": []}, "sites"), ({"sites": [SITE, SITE]}, "sites"), ({"tokens": 0}, "tokens"),
-        ({"model_batch": 0}, "model_batch"), ({"stored": "float8"}, "stored"),
+        ({"model_batch": 0}, "model_batch"), ({"dtype": "float8"}, "dtype"), ({"stored": "float8"}, "stored"),
         ({"tokens_folder": "here"}, "tokens_folder"),
     ],
 )  # fmt: skip
@@ -118,6 +121,34 @@ def test_less_memory_means_fewer_sequences_in_a_pass(home, tmp_path) -> None:
     less = cache_activations.smaller(caching(home, tmp_path))
     assert less is not None and less.model_batch == 4
     assert cache_activations.smaller(caching(home, tmp_path, model_batch=1)) is None
+    assert cache_activations.smaller(caching(home, tmp_path, model_batch=None)).model_batch == UNSETTLED_ROWS // 2
+
+
+def test_what_one_attempt_settled_holds_for_the_next_and_for_a_repair(home, tmp_path, monkeypatch) -> None:
+    """Whatever a trial would say now: precision and rows leave their mark in the last bits."""
+
+    def trial(rows: int, tokens_per_second: float) -> dict[str, Any]:
+        return {"rows": rows, "tokens_per_second": {str(rows): tokens_per_second}}
+
+    monkeypatch.setattr("jobs.ml.calibration.precisions", lambda device: ["float32", "bfloat16"])
+    monkeypatch.setattr(
+        "jobs.ml.calibration.measure", lambda model, *_: trial(4, 2.0 if "b" in str(model.dtype) else 1)
+    )
+    mine = caching(home, tmp_path / "mine", dtype="auto", model_batch=None)
+    with pytest.raises(Paused):
+        cache_activations.run(mine, Wishful(cache_activations, "pause", 25))
+    (home / "model" / FILE).unlink()
+    monkeypatch.setattr("jobs.ml.calibration.measure", lambda *_: pytest.fail("tried again"))
+    result = cache_activations.run(mine, Context(1, 2, cache_activations.STAGES))
+    assert (result["dtype"], result["model_batch"], result["measured"]["dtype"]) == ("bfloat16", 4, "bfloat16")
+    assert cache_activations.smaller(mine).model_batch == 2
+    before = contents(tmp_path / "mine")
+    next((tmp_path / "mine").glob("00-*")).unlink()
+    cache_activations.run(mine, Context(1, 3, cache_activations.STAGES))
+    assert contents(tmp_path / "mine") == before
+    again = caching(home, tmp_path / "again", dtype=result["dtype"], model_batch=result["model_batch"])
+    cache_activations.run(again, Context(1, 1, cache_activations.STAGES))
+    assert contents(tmp_path / "again") == before
 
 
 def test_what_the_engine_refuses_is_told_with_a_code_and_a_hint() -> None:
