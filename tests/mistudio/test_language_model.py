@@ -234,6 +234,20 @@ def test_failures_are_kept_and_shown_but_not_those_of_the_disk_or_the_network(al
     assert "out of memory" in page(client_of, alice, row)
 
 
+@pytest.mark.parametrize(
+    ("written", "dtype"), [("begun.json", "bfloat16"), ("chunks/plan.json", "bfloat16"), ("", "auto")]
+)
+def test_a_failure_of_the_fastest_precision_counts_for_the_one_that_was_settled(written, dtype, alice, tmp_path):
+    row = rows.language_model(alice.team)
+    if written:
+        (tmp_path / written).parent.mkdir(exist_ok=True)
+        (tmp_path / written).write_text('{"dtype": "bfloat16", "model_batch": 8}')
+    params = {"model_folder": str(row.folder), "folder": str(tmp_path), "dtype": "auto"}
+    failed = {"state": State.FAILED, "error_code": "OUT_OF_MEMORY", "params": params}
+    Job.objects.create(team=alice.team, kind="train_sae", queue="gpu", **failed)
+    assert [one.dtype for one in observations(alice.team)[row.pk]] == [dtype]
+
+
 def test_measurements_of_another_team_or_model_are_not_ones_own(alice, charlie):
     mine, other = rows.language_model(alice.team), rows.language_model(alice.team, "other")
     measured(other)
