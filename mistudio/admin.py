@@ -14,6 +14,7 @@ from jobs.queue import request_cancel, retry
 from mistudio.models import (
     ARTIFACTS,
     Artifact,
+    CacheShare,
     DatasetPart,
     Feature,
     HubToken,
@@ -200,6 +201,16 @@ class DatasetPartAdmin(NotDeleted):
     list_select_related = ("mixture", "dataset")
     search_fields = ("mixture__name", "dataset__name")
     readonly_fields = tuple(field.name for field in DatasetPart._meta.fields)
+
+
+@admin.register(CacheShare)
+class CacheShareAdmin(NotDeleted):
+    """What a training reads is settled when it starts."""
+
+    list_display = ("__str__", "weight")
+    list_select_related = ("training", "cache")
+    search_fields = ("training__name", "cache__name")
+    readonly_fields = tuple(field.name for field in CacheShare._meta.fields)
 
 
 class MembershipInline(admin.TabularInline):

@@ -108,8 +108,8 @@ def training(job: Job, result: dict[str, Any]) -> None:
     if not isinstance(row, Training):
         return
     row.mark_ready(result=result)
-    if row.activation_cache:
-        row.activation_cache.touch()
+    for cache in row.caches.all():
+        cache.touch()
     sae, _ = Sae.objects.get_or_create(
         training=row,
         defaults={

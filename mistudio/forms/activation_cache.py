@@ -11,6 +11,7 @@ from jobs.errors import InvalidInput
 from jobs.ml.cache_layout import cache_bytes
 from jobs.ml.disk import RESERVE
 from mistudio.forms.artifact import ArtifactForm
+from mistudio.forms.several import names_of
 from mistudio.forms.training import middle_residual
 from mistudio.models import ActivationCache, Artifact, Tokenization, Training
 
@@ -24,11 +25,6 @@ class SitesField(forms.Field):
 
     def to_python(self, value: Any) -> list[str]:
         return names_of(value)
-
-
-def names_of(value: Any) -> list[str]:
-    parts = [value] if isinstance(value, str) else value or []
-    return list(dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip()))
 
 
 class ActivationCacheForm(ArtifactForm):
@@ -217,7 +213,7 @@ class Estimate:
         made = ActivationCache.objects.filter(**of_model, tokens_per_second__isnull=False).first()
         if made and made.tokens_per_second:
             return made.tokens_per_second, f"“{made.name}” with {len(made.sites)} of its sites"
-        run = Training.objects.filter(**of_model, activation_cache=None, result__seconds__gt=0).first()
+        run = Training.objects.filter(**of_model, caches=None, result__seconds__gt=0).first()
         if run:
             return run.result["tokens"] / run.result["seconds"], f"training “{run.name}”, which also fitted its SAE"
         return None
