@@ -21,6 +21,11 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterField(
+            model_name="dataset",
+            name="source",
+            field=models.CharField(max_length=2000),
+        ),
         migrations.CreateModel(
             name="CacheShare",
             fields=[

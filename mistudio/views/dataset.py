@@ -11,6 +11,7 @@ from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.mixture import MixtureForm, as_said
 from mistudio.forms.upload import UploadedDatasetForm
 from mistudio.models import Dataset
+from mistudio.models.dataset import READABLE
 from mistudio.security import too_large
 from mistudio.views.artifact import address, again, creation, deletion, found, listing, owned, topics
 from mistudio.views.hub import look_first, looked_up
@@ -18,7 +19,7 @@ from mistudio.views.hub import look_first, looked_up
 
 @require_GET
 def datasets(request: HttpRequest) -> HttpResponse:
-    return listing(request, owned(request, Dataset), "dataset/list.html")
+    return listing(request, owned(request, Dataset), "dataset/list.html", readable=READABLE)
 
 
 @require_GET

@@ -145,6 +145,26 @@ def test_the_list_shows_favourites_first_and_can_be_narrowed(alice, client_of):
     assert not Template.objects.filter(favourite=True).exists()
 
 
+def test_the_list_says_settings_as_the_form_does(alice, client_of):
+    values = {"sites": ["hook_embed", "blocks.0.hook_z"], "skip_special": False, "n_tokens": 2_000_000}
+    template(alice.team, "kept", noun="activationcache", stored="int8", **values)
+    template(alice.team, "trained", lr=0.0003, architecture="standard")
+    said = dict(pair for row in client_of(alice).get(reverse("templates")).context["rows"] for pair in row["settings"])
+    assert said == {
+        "Sites": "hook_embed, blocks.0.hook_z",
+        "Special tokens": "stored too",
+        "Tokens to read": "2,000,000",
+        "Stored as": "int8 with a scale for each token, 1 byte",
+        "Learning rate": "3e-4",
+        "Architecture": "ReLU + L1",
+    }
+
+
+def test_an_empty_list_names_all_that_templates_are_for(alice, client_of):
+    text = client_of(alice).get(reverse("templates")).content.decode()
+    assert "(tokenization, activation cache, training or scan)" in text
+
+
 def test_the_list_asks_as_much_for_twenty_templates_as_for_two(alice, client_of):
     client = client_of(alice)
 
