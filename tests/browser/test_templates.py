@@ -1,4 +1,4 @@
-"""Forms that are filled from templates while the text they are for is changed."""
+"""Forms that are filled from templates while the text they are for is changed, and previews that take their time."""
 
 import pytest
 from playwright.sync_api import expect
@@ -59,3 +59,22 @@ def test_the_enter_key_starts_the_work_and_neither_fills_in_nor_saves_a_template
     page.get_by_label("Name", exact=True).fill("started by a key")
     page.get_by_label("Width").press("Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text("started by a key")
+
+
+@pytest.mark.parametrize(("motion", "moves"), [("no-preference", "asked"), ("reduce", "none")])
+def test_a_preview_that_is_being_read_says_so_and_keeps_its_text_dark(motion, moves, page, made):
+    page.emulate_media(reduced_motion=motion)
+    held = []
+    page.route("**/tokenizations/new/", lambda route: held.append(route) if is_preview(route) else route.continue_())
+    page.goto("/tokenizations/new/")
+    expect(page.locator("#preview").get_by_text("reading")).to_be_visible()
+    style = "(style => [style.height, style.animationName])(getComputedStyle(preview, '::before'))"
+    assert page.evaluate(style) == ["3px", moves]
+    assert page.evaluate("[preview, ...preview.querySelectorAll('*')].every(p => getComputedStyle(p).opacity === '1')")
+    for route in held:
+        route.continue_()
+    expect(page.locator("#preview").get_by_text("reading")).to_be_hidden()
+
+
+def is_preview(route):
+    return route.request.method == "POST"
