@@ -88,6 +88,17 @@ def test_a_model_of_before_says_how_to_get_its_structure(model, alice, client_of
     assert model.structure and model.verified_at
 
 
+def test_a_model_that_lists_few_sites_lists_all_once_its_files_are_verified(model, alice, client_of):
+    few = [{"name": f"blocks.{n}.hook_resid_post", "width": 32} for n in range(3)]
+    full, told = model.sites, "Verify the files, and all are listed"
+    assert told not in page(client_of, alice, model)
+    LanguageModel.objects.filter(pk=model.pk).update(sites=few)
+    assert told in page(client_of, alice, model)
+    model.refresh_from_db()
+    run(model.verify(alice), model)
+    assert model.sites == full and told not in page(client_of, alice, model)
+
+
 # --- memory
 
 
