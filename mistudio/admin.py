@@ -1,6 +1,7 @@
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.auth import get_permission_codename
 from django.contrib.auth.admin import UserAdmin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -13,6 +14,7 @@ from jobs.queue import request_cancel, retry
 from mistudio.models import (
     ARTIFACTS,
     Artifact,
+    CacheShare,
     DatasetPart,
     Feature,
     HubToken,
@@ -30,7 +32,25 @@ admin.site.site_title = "miStudio data"
 admin.site.index_title = "Data"
 
 
-class ReadOnlyJobFields(admin.ModelAdmin):
+class NotAdded(admin.ModelAdmin):
+    """Rows that are made on the site, by a command or by a job."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+
+class NotDeleted(NotAdded):
+    """Rows that only an action deletes, which takes their files along and refuses what is in use."""
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_remove_permission(self, request: HttpRequest) -> bool:
+        """What such an action needs."""
+        return request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename('delete', self.opts)}")
+
+
+class ReadOnlyJobFields(NotDeleted):
     """What a job measured cannot be typed in; what a person chose can be renamed."""
 
     list_select_related = ("team", "owner", "job")
@@ -49,12 +69,6 @@ class ReadOnlyJobFields(admin.ModelAdmin):
         fields = [field.name for field in self.model._meta.fields]
         return [*[name for name in fields if name not in (*self.typed_in, "name", "team", "owner")], "job_link", "page"]
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # rows are made by jobs, from the site or a command
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False  # the action below deletes the files too, and refuses what is in use
-
     @admin.display(description="job")
     def job_link(self, row: Artifact) -> str:
         return link(row.job.get_absolute_url(), f"{row.job.pk} {row.job.state}") if row.job else "–"
@@ -63,7 +77,7 @@ class ReadOnlyJobFields(admin.ModelAdmin):
     def page(self, row: Artifact) -> str:
         return link(row.get_absolute_url(), "open")
 
-    @admin.action(description="Retry the failed or cancelled jobs")
+    @admin.action(description="Retry the failed or cancelled jobs", permissions=["change"])
     def retry_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
         done = 0
         for row in rows:
@@ -73,7 +87,7 @@ class ReadOnlyJobFields(admin.ModelAdmin):
                 self.message_user(request, f"{row}: {refused.message}", messages.ERROR)
         self.message_user(request, f"{done} of {rows.count()} queued again.")
 
-    @admin.action(description="Cancel the unfinished jobs")
+    @admin.action(description="Cancel the unfinished jobs", permissions=["change"])
     def cancel_jobs(self, request: HttpRequest, rows: QuerySet) -> None:
         done = [row for row in rows if row.job and row.job.unfinished and request_cancel(row.job)]
         self.message_user(request, f"{len(done)} of {rows.count()} asked to stop.")
@@ -85,7 +99,7 @@ class ReadOnlyJobFields(admin.ModelAdmin):
             text = f"{row}: {'; '.join(damage)}." if damage else f"{row}: all files are there and whole."
             self.message_user(request, text, messages.ERROR if damage else messages.SUCCESS)
 
-    @admin.action(description="Delete with files")
+    @admin.action(description="Delete with files", permissions=["remove"])
     def delete_with_files(self, request: HttpRequest, rows: QuerySet) -> TemplateResponse | None:
         if "sure" not in request.POST:
             context = {**self.admin_site.each_context(request), "rows": rows, "opts": self.model._meta}
@@ -109,13 +123,25 @@ def link(url: str, text: str) -> SafeString:
 class LanguageModelAdmin(ReadOnlyJobFields):
     typed_in = ("notes",)
 
+    @admin.action(description="Verify the files", permissions=["change"])
+    def verify(self, request: HttpRequest, rows: QuerySet) -> None:
+        """By a job, which keeps what it finds: a damaged model is quarantined."""
+        started = 0
+        for row in rows:
+            try:
+                row.verify(request.user)
+                started += 1
+            except InvalidInput as refused:
+                self.message_user(request, f"{row}: {refused.message} {refused.hint}".strip(), messages.ERROR)
+        self.message_user(request, f"{started} of {rows.count()} are being verified; their pages say what is found.")
+
 
 for artifact in ARTIFACTS:
     admin.site.register(artifact, LanguageModelAdmin if artifact is LanguageModel else ReadOnlyJobFields)
 
 
 @admin.register(Feature)
-class FeatureAdmin(admin.ModelAdmin):
+class FeatureAdmin(NotDeleted):
     list_display = ("__str__", "label", "density", "max_activation", "labelled_by", "page")
     list_select_related = ("sae", "labelled_by")
     list_filter = (("label", admin.EmptyFieldListFilter), "labelled_at", "sae")
@@ -134,19 +160,13 @@ class FeatureAdmin(admin.ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
     @admin.display(description="on the site")
     def page(self, row: Feature) -> str:
         return link(row.get_absolute_url(), "open")
 
 
 @admin.register(Template)
-class TemplateAdmin(admin.ModelAdmin):
+class TemplateAdmin(NotAdded):
     list_display = ("name", "noun", "team", "owner", "favourite", "created_at")
     list_select_related = ("team", "owner")
     list_filter = ("noun", "team", "favourite")
@@ -155,7 +175,7 @@ class TemplateAdmin(admin.ModelAdmin):
 
 
 @admin.register(Upload)
-class UploadAdmin(admin.ModelAdmin):
+class UploadAdmin(NotDeleted):
     list_display = ("name", "team", "owner", "size", "received", "touched_at", "dataset")
     list_select_related = ("team", "owner", "dataset")
     list_filter = ("team", "touched_at")
@@ -163,17 +183,8 @@ class UploadAdmin(admin.ModelAdmin):
     list_per_page = 50
     actions = ("delete_with_file",)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False  # the action below takes the file along
-
-    def has_remove_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("mistudio.delete_upload")
 
     @admin.action(description="Delete with the file", permissions=["remove"])
     def delete_with_file(self, request: HttpRequest, rows: QuerySet) -> None:
@@ -183,17 +194,23 @@ class UploadAdmin(admin.ModelAdmin):
 
 
 @admin.register(DatasetPart)
-class DatasetPartAdmin(admin.ModelAdmin):
+class DatasetPartAdmin(NotDeleted):
+    """A mixture that is made stays as it is."""
+
     list_display = ("__str__", "weight", "n_documents", "n_bytes", "n_duplicates", "ended")
     list_select_related = ("mixture", "dataset")
     search_fields = ("mixture__name", "dataset__name")
     readonly_fields = tuple(field.name for field in DatasetPart._meta.fields)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # a mixture that is made stays as it is
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+@admin.register(CacheShare)
+class CacheShareAdmin(NotDeleted):
+    """What a training reads is settled when it starts."""
+
+    list_display = ("__str__", "weight")
+    list_select_related = ("training", "cache")
+    search_fields = ("training__name", "cache__name")
+    readonly_fields = tuple(field.name for field in CacheShare._meta.fields)
 
 
 class MembershipInline(admin.TabularInline):
@@ -221,15 +238,12 @@ class MistudioUserAdmin(UserAdmin):
 
 
 @admin.register(HubToken)
-class HubTokenAdmin(admin.ModelAdmin):
+class HubTokenAdmin(NotAdded):
     """That there is one, and whose; it can be taken away, not read."""
 
     list_display = fields = ("user", "shown", "stored_at")
     list_select_related = ("user",)
     search_fields = ("user__username",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

@@ -56,7 +56,8 @@ def verification(job: Job, result: dict[str, Any]) -> None:
         return
     row.damaged, row.verified_at = result["damaged"], timezone.now()
     row.structure = result.get("structure") or row.structure
-    row.save(update_fields=["damaged", "verified_at", "structure"])
+    row.sites = result.get("sites") or row.sites
+    row.save(update_fields=["damaged", "verified_at", "structure", "sites"])
 
 
 def dataset(job: Job, result: dict[str, Any]) -> None:
@@ -108,8 +109,8 @@ def training(job: Job, result: dict[str, Any]) -> None:
     if not isinstance(row, Training):
         return
     row.mark_ready(result=result)
-    if row.activation_cache:
-        row.activation_cache.touch()
+    for cache in row.caches.all():
+        cache.touch()
     sae, _ = Sae.objects.get_or_create(
         training=row,
         defaults={

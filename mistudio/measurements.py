@@ -1,8 +1,10 @@
 """What jobs have measured of language models, read from the jobs themselves: nothing is copied, and nothing that a
 person typed in is among it."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,7 +12,7 @@ from django.db.models import Q, QuerySet
 
 from jobs.models import Job, State
 from mistudio.models import LanguageModel, Team
-from mistudio.models.language_model import Precision
+from mistudio.models.language_model import AUTO, Precision
 
 PURPOSES = {  # kind of job → what the model was run for
     "measure_model": "forward",
@@ -19,6 +21,7 @@ PURPOSES = {  # kind of job → what the model was run for
     "scan_features": "scan",
 }
 NEWEST = 2000  # jobs looked at
+SETTLED = ("begun.json", "chunks/plan.json")  # where a training and a scan keep what was left open, below their folder
 # Of no weight for or against a model: somebody else's disk, network, worker or input.
 NOT_THE_MODEL = ("VALIDATION", "DISK_FULL", "NETWORK", "NOT_FOUND", "ACCESS_DENIED", "WORKER_LOST")
 
@@ -29,7 +32,7 @@ class Observation:
 
     job: int
     purpose: str
-    dtype: str
+    dtype: str  # AUTO of a job that failed before its precision was settled
     device: str = ""  # not known of a job that failed
     error: str = ""  # its code
     load_seconds: float | None = None  # said once for each job
@@ -81,9 +84,8 @@ def jobs_that_load(team: Team, model: LanguageModel | None) -> QuerySet[Job]:
 
 def of_job(job: Job) -> list[Observation]:
     common: dict[str, Any] = {"job": job.pk, "purpose": PURPOSES[job.kind]}
-    dtype = str(job.params.get("dtype") or "float32")
     if job.state == State.FAILED:
-        return [Observation(**common, dtype=dtype, error=job.error_code)]
+        return [Observation(**common, dtype=tried_in(job), error=job.error_code)]
     if not (said := job.result.get("measured")):  # a job of before anything was measured
         return []
     loaded = {name: said.get(name) for name in ("load_seconds", "weight_bytes", "peak_bytes")}
@@ -92,6 +94,14 @@ def of_job(job: Job) -> list[Observation]:
         for rows, run in said.get("runs", {}).items()
     ]
     return [Observation(**common, dtype=said["dtype"], device=said["device"], **loaded), *runs]
+
+
+def tried_in(job: Job) -> str:
+    """The precision of a job that failed: as it was told, or as its run settled it and wrote down."""
+    told = str(job.params.get("dtype") or Precision.FLOAT32)
+    paths = (Path(job.params.get("folder", ""), name) for name in SETTLED) if told == AUTO else ()
+    written = next((path for path in paths if path.is_file()), None)
+    return str(json.loads(written.read_text())["dtype"]) if written else told
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mistudio.measurements import Observation, spread
 from mistudio.memory import Need
-from mistudio.models.language_model import Precision
+from mistudio.models.language_model import AUTO, Precision
 
 PURPOSES = {  # name → words, and the measurements that speak of it, the best first
     "collect": ("collect activations", ("collect", "forward")),
@@ -78,8 +78,9 @@ def recommend(
             elif option := measured(purpose, candidate, need.dtype, devices, tokens):
                 options.append(option)
             else:
-                why = "not measured on this machine" if candidate.seen else "not measured"
-                unmeasured.append(Excluded(candidate.key, candidate.name, need.dtype, why))
+                why = "Not measured on this machine." if candidate.seen else "Not measured."
+                said = " ".join([why, *unsettled(candidate)])
+                unmeasured.append(Excluded(candidate.key, candidate.name, need.dtype, said))
     options.sort(key=lambda option: rank(option, seconds))
     best = explained(options[0], options, tokens, seconds) if options else None
     return Recommendation(best, options[1:], excluded, unmeasured)
@@ -107,6 +108,13 @@ def impossible(purpose: str, candidate: Candidate, need: Need) -> str:
     return ""
 
 
+def unsettled(candidate: Candidate) -> list[str]:
+    """Failures that count for no precision, because the job had not settled which one is the fastest."""
+    failed = [one for one in candidate.seen if one.error and one.dtype == AUTO]
+    codes = ", ".join(sorted({one.error for one in failed}))
+    return [f"It also failed {times(len(failed))} before a precision was settled: {codes}."] if failed else []
+
+
 def measured(purpose: str, candidate: Candidate, dtype: str, devices: list[str], tokens: int) -> Option | None:
     """The fastest batch, by measurements of this purpose, else by those of plain forward passes."""
     for kind in PURPOSES[purpose][1]:
@@ -122,7 +130,7 @@ def measured(purpose: str, candidate: Candidate, dtype: str, devices: list[str],
             reason = f"{dtype} with {rows} rows in a pass: measured in {said(kind)}, {times(known.n)}."
             return Option(
                 candidate.key, candidate.name, candidate.n_parameters, dtype, rows, device,
-                known.middle, known.low, known.high, known.n, tokens / known.middle, [reason],
+                known.middle, known.low, known.high, known.n, tokens / known.middle, [reason, *unsettled(candidate)],
             )  # fmt: skip
     return None
 

@@ -98,10 +98,13 @@ def activation_cache(team: Team, name: str = "cache", **fields: Any) -> Activati
 
 def training(team: Team, name: str = "run", **fields: Any) -> Training:
     tokens = fields.pop("tokenization", None) or tokenization(team, f"{name}-tokens")
+    caches = fields.pop("caches", ())
     known = {"site": "blocks.1.hook_resid_pre", "width": 32, "k": 4, "n_tokens": 8192, "batch_tokens": 256}
-    return Training.objects.create(
+    row = Training.objects.create(
         team=team, name=name, tokenization=tokens, language_model=tokens.language_model, **{**known, **fields}
     )
+    row.caches.add(*caches)
+    return row
 
 
 def sae(team: Team, name: str = "sae", features: int = 0, **fields: Any) -> Sae:

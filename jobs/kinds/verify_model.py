@@ -1,4 +1,4 @@
-"""Read every file of a language model and compare it with what the registry knows of it."""
+"""Read every file of a language model, compare it with what the registry knows of it, and describe it anew."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ ON_SUCCESS = "mistudio.ingest.verification"
 class Params:
     folder: str
     files: list[dict[str, Any]]  # name, bytes, sha256
-    describe: bool = False  # the structure too, of a model that was added before it was kept
+    describe: bool = True  # whole files: their sites and structure, of which more may be known than when they came
 
     def __post_init__(self) -> None:
         check_files(self.folder, self.files)
@@ -41,7 +41,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.log(f"{name} {wrong}")
     ctx.stage("describe")
     told = {"files": len(params.files), "bytes": sum(file["bytes"] for file in params.files), "damaged": damaged}
-    return {**told, "structure": structure(folder)} if params.describe and not damaged else told
+    return {**told, **described(folder)} if params.describe and not damaged else told
 
 
 def examine(folder: Path, files: list[dict[str, Any]], ctx: Context) -> dict[str, str]:
@@ -61,9 +61,10 @@ def remember(folder: Path, damaged: dict[str, str]) -> None:
         (folder / whole.DAMAGED).unlink(missing_ok=True)
 
 
-def structure(folder: Path) -> list[dict[str, Any]]:
+def described(folder: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     from jobs.ml.language_model import read_architecture
 
-    return [asdict(group) for group in read_architecture(folder).structure]
+    found = read_architecture(folder)
+    return {"sites": [asdict(site) for site in found.sites], "structure": [asdict(part) for part in found.structure]}

@@ -12,6 +12,7 @@ from jobs.ml.cache_layout import buffer_bytes, cache_bytes
 from jobs.ml.config import UNSETTLED_ROWS
 from jobs.ml.disk import RESERVE
 from mistudio.forms.artifact import ArtifactForm
+from mistudio.forms.several import names_of
 from mistudio.forms.training import middle_residual
 from mistudio.models import ActivationCache, Artifact, Tokenization, Training
 from mistudio.models.language_model import AUTO, Precision
@@ -28,11 +29,6 @@ class SitesField(forms.Field):
 
     def to_python(self, value: Any) -> list[str]:
         return names_of(value)
-
-
-def names_of(value: Any) -> list[str]:
-    parts = [value] if isinstance(value, str) else value or []
-    return list(dict.fromkeys(name.strip() for part in parts for name in part.split(",") if name.strip()))
 
 
 class ActivationCacheForm(ArtifactForm):
@@ -268,7 +264,7 @@ class Estimate:
         made = ActivationCache.objects.filter(**of_model, tokens_per_second__isnull=False).first()
         if made and made.tokens_per_second:
             return made.tokens_per_second, f"“{made.name}” with {len(made.sites)} of its sites"
-        run = Training.objects.filter(**of_model, activation_cache=None, result__seconds__gt=0).first()
+        run = Training.objects.filter(**of_model, caches=None, result__seconds__gt=0).first()
         if run:
             return run.result["tokens"] / run.result["seconds"], f"training “{run.name}”, which also fitted its SAE"
         return None

@@ -3,7 +3,6 @@ from typing import Any
 
 from django import forms
 from django.db import IntegrityError, transaction
-from django.forms.boundfield import BoundField
 from django.forms.models import ModelChoiceField
 
 from jobs.errors import InvalidInput
@@ -33,10 +32,6 @@ class ArtifactForm(forms.ModelForm):
                 first = field.queryset.first()
                 if first:
                     self.initial.setdefault(name, first.pk)
-
-    def references(self) -> list[BoundField]:
-        """The fields that choose an object of the team."""
-        return [self[name] for name, field in self.fields.items() if isinstance(field, ModelChoiceField)]
 
     def explain_refusal(self, name: str, field: ModelChoiceField) -> None:
         """What was chosen may be there and yet not be offered: the error says why."""

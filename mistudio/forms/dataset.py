@@ -5,6 +5,7 @@ from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.byte_size import ByteSizeField
 from mistudio.forms.sources import clean_source
 from mistudio.models import Dataset
+from mistudio.models.dataset import READABLE
 
 
 class DatasetForm(ArtifactForm):
@@ -36,7 +37,7 @@ class DatasetForm(ArtifactForm):
             "config": "Configuration",
         }
         help_texts = {
-            "source": "Such as roneneldan/TinyStories, or the path of txt, jsonl, csv, parquet, arrow, zip or tar.",
+            "source": f"Such as roneneldan/TinyStories, or the path of a file or of a folder with files: {READABLE}.",
             "text_column": "Empty: the column with conversations, else “text”, else the only one with text.",
             "preference": "Only where a row has a chosen and a rejected answer.",
             "max_documents": "Empty: all.",

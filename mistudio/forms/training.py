@@ -3,7 +3,8 @@ from typing import Any
 from django import forms
 
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.models import ActivationCache, Tokenization, Training
+from mistudio.forms.cache_choice import CachesField, offered, weights_of, why_not
+from mistudio.models import ActivationCache, CacheShare, Tokenization, Training
 from mistudio.models.language_model import AUTO
 
 WIDEST = 2**20
@@ -20,13 +21,18 @@ class SiteSelect(forms.Select):
 
 class TrainingForm(ArtifactForm):
     site = forms.CharField(widget=SiteSelect, max_length=120)
+    caches = CachesField(
+        queryset=ActivationCache.objects.none(),
+        required=False,
+        label="Activations",
+        help_text="None ticked: computed while it trains. Of several, each batch has its share of each.",
+    )
 
     class Meta:
         model = Training
         fields = (
             "tokenization",
             "site",
-            "activation_cache",
             "architecture",
             "width",
             "k",
@@ -39,7 +45,6 @@ class TrainingForm(ArtifactForm):
             "name",
         )
         labels = {
-            "activation_cache": "Activations",
             "k": "k",
             "l1_coefficient": "L1 coefficient",
             "n_tokens": "Tokens to train on",
@@ -50,7 +55,6 @@ class TrainingForm(ArtifactForm):
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
             "site": "The tensor in the model's forward pass that the SAE learns to rebuild.",
-            "activation_cache": "Computed while it trains, or read from a cache that holds the site.",
             "width": "Number of latents. 8 to 32 times the width of the site is usual.",
             "k": "Latents that may be active on a token. TopK only. Empty: 32.",
             "l1_coefficient": "Weight of the sparsity penalty. ReLU + L1 only. Empty: 5.",
@@ -72,17 +76,16 @@ class TrainingForm(ArtifactForm):
         self.chosen = self._chosen_tokenization()
         if self.chosen:
             self._offer_sites(self.chosen)
-        self._offer_caches()
+        caches: Any = self.fields["caches"]
+        caches.queryset = ActivationCache.objects.of_team(self.team)  # one that does not fit is refused with the reason
+        self.initial["caches"] = caches.widget.value_from_datadict(self.initial, {}, "caches")
 
-    def _offer_caches(self) -> None:
-        """Those of the chosen text. One that does not fit can still be named, and is refused with the reason."""
-        field: Any = self.fields["activation_cache"]
-        field.queryset = ActivationCache.objects.of_team(self.team).select_related("tokenization")
-        fitting = field.queryset.filter(
-            tokenization=self.chosen, ready_at__isnull=False, split=ActivationCache.Split.TRAIN
-        )
-        caches = [(cache.pk, f"from {cache.name}: {', '.join(cache.sites)}") for cache in fitting]
-        field.choices = [("", "computed while it trains"), *caches]
+    @property
+    def cache_rows(self) -> list[tuple[ActivationCache, bool, str]]:
+        """The caches that fit, whether each is ticked, and its weight."""
+        said = weights_of(self["caches"].value())
+        rows = offered(self.team, self.chosen) if self.chosen else []
+        return [(row, str(row.pk) in said, said.get(str(row.pk), "")) for row in rows]
 
     def _chosen_tokenization(self) -> Tokenization | None:
         field: Any = self.fields["tokenization"]
@@ -141,15 +144,19 @@ class TrainingForm(ArtifactForm):
         if tokenization := data.get("tokenization"):
             self.instance.language_model = tokenization.language_model
             self._check_site(tokenization.language_model, data.get("site"))
-            cache = data.get("activation_cache")
-            if cache and "site" not in self.errors and (why := cache.unfit(tokenization, data["site"])):
-                self.add_error("activation_cache", why)
+            self._check_caches(tokenization, data)
         self._settle_sparsity(data)
         return data
 
     def _check_site(self, model: Any, site: str | None) -> None:
         if site and (wrong := model.why_no_site(site)):
             self.add_error("site", wrong)
+
+    def _check_caches(self, tokenization: Tokenization, data: dict[str, Any]) -> None:
+        if {"caches", "site", "batch_tokens"} & set(self.errors):
+            return
+        if why := why_not(data["caches"], tokenization, data["site"], data["batch_tokens"]):
+            self.add_error("caches", why)
 
     def _settle_sparsity(self, data: dict[str, Any]) -> None:
         """Each architecture has one sparsity setting; the other's is dropped."""
@@ -165,6 +172,12 @@ class TrainingForm(ArtifactForm):
                 "k",
                 f"k is {k:,}, but only 1 to {width:,} of the latents can be active. Lower k or raise the width.",
             )
+
+    def save(self, commit: bool = True) -> Training:
+        row: Training = super().save(commit)
+        for cache, weight in self.cleaned_data["caches"]:
+            CacheShare.objects.create(training=row, cache=cache, weight=weight)
+        return row
 
     def suggested_name(self) -> str:
         data = self.cleaned_data

@@ -17,13 +17,14 @@ class ArtifactCommand(JobCommand):
 
     form_class: ClassVar[type[ArtifactForm]]
     positional: ClassVar[tuple[str, ...]] = ()
+    own: ClassVar[tuple[str, ...]] = ()  # fields that a command takes in a way of its own
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         super().add_arguments(parser)
         if self.form_class in FORMS.values():
             parser.add_argument("--template", help="settings saved under this name; what else is given counts more")
         for name, field in self.form_class.base_fields.items():
-            if name == "submission":
+            if name in ("submission", *self.own):
                 continue
             about = (str(field.help_text) or str(field.label or "")).replace("%", "%%")
             if name in self.positional:
@@ -45,7 +46,7 @@ class ArtifactCommand(JobCommand):
         data = self.saved_settings(team, options.get("template"))
         for name, field in self.form_class.base_fields.items():
             value = options.get(name)
-            if value is None:
+            if value is None or name in self.own:
                 continue
             if isinstance(field, ModelChoiceField):
                 model = field.queryset.model  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from mistudio.models.scan import Scan
 from mistudio.models.team import Membership, Team, User
 from mistudio.models.template import Template
 from mistudio.models.tokenization import Tokenization
-from mistudio.models.training import Training
+from mistudio.models.training import CacheShare, Training
 from mistudio.models.upload import Upload
 
 ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan)
@@ -18,6 +18,7 @@ __all__ = [
     "ARTIFACTS",
     "ActivationCache",
     "Artifact",
+    "CacheShare",
     "Dataset",
     "DatasetPart",
     "Feature",

@@ -1,3 +1,4 @@
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,30 @@ class ActivationCache(Artifact):
 
     # ---- use and eviction
 
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What decides, beside the text, whether activations of two caches are of one kind: as the files say it."""
+        path = self.folder / "manifest.json"
+        plan = json.loads(path.read_text()).get("plan", {}) if path.is_file() else {}
+        return {
+            "weights of the language model": plan.get("model"),
+            "precisions of the language model": plan.get("dtype"),
+            "choices of special tokens": "left out" if self.skip_special else "stored too",
+        }
+
     def unfit(self, tokenization: Tokenization, site: str) -> str:
         """Why an SAE of this site cannot be trained from it on this text; nothing where it can."""
         if self.evicted:
             return f"“{self.name}” was evicted. Make it again on its page, or compute the activations while it trains."
         if not self.ready:
             return f"“{self.name}” is not finished. Wait for its job, or compute the activations while it trains."
-        if self.tokenization_id != tokenization.pk:
-            return f"“{self.name}” holds activations of “{self.tokenization}”, not of “{tokenization}”."
+        if self.language_model_id != tokenization.language_model_id:
+            return f"“{self.name}” holds activations of {self.language_model}, not of {tokenization.language_model}."
+        if self.tokenization.dataset_id == tokenization.dataset_id and not self.tokenization.holds_out_as(tokenization):
+            return (
+                f"“{self.name}” may hold what “{tokenization}” holds out to measure on: both are of the same dataset, "
+                "with another seed or another part held out."
+            )
         if self.split != self.Split.TRAIN:
             return f"“{self.name}” holds the held-out part, which is never trained on."
         if site not in self.sites:

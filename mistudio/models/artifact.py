@@ -83,7 +83,8 @@ class Artifact(Owned):
         raise NotImplementedError
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
-        """What the command of this kind is given to make the same: words, and options without those left open."""
+        """What the command of this kind is given to make the same: words, and options without those left open; one
+        with a list is said for each of its values."""
         raise NotImplementedError
 
     def command(self) -> str:
@@ -91,7 +92,8 @@ class Artifact(Owned):
         words, options = self.arguments()
         said = [
             word
-            for name, value in {"name": self.name, **options}.items()
+            for name, values in {"name": self.name, **options}.items()
+            for value in (values if isinstance(values, list) else [values])
             if value not in (None, "") and value is not False
             for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]

@@ -3,7 +3,12 @@ from typing import Any, ClassVar
 
 from django.db import models
 
+from jobs.ml.text_files import FORMATS, PACKINGS
 from mistudio.models.artifact import Artifact
+
+*MOST_FORMATS, LAST_FORMAT = (ending.removeprefix(".") for ending in FORMATS)
+PACKED = ", ".join(ending.removeprefix(".") for ending in (*PACKINGS, ".zip"))
+READABLE = f"{', '.join(MOST_FORMATS)} or {LAST_FORMAT}, packed ({PACKED}) or not"  # files, in words
 
 
 class Dataset(Artifact):
@@ -11,9 +16,7 @@ class Dataset(Artifact):
 
     NOUN, ROOM, KIND = "dataset", "datasets", "add_dataset"
 
-    source = models.CharField(  # empty: mixed of its parts
-        max_length=2000, help_text="A hub id, or a local txt, jsonl, csv, parquet or arrow file, or a folder."
-    )
+    source = models.CharField(max_length=2000)  # a hub id or a path; empty: mixed of its parts
     config = models.CharField(max_length=120, blank=True)
     split = models.CharField(max_length=120, blank=True, default="train")
     revision = models.CharField(max_length=120, blank=True)

@@ -113,8 +113,7 @@ class LanguageModel(Artifact):
         return submit(kind, params, team=self.team, owner=owner, subject=self.subject, title=self.name)
 
     def verify(self, owner: Any) -> Job:
-        given = {"folder": str(self.folder), "files": self.files, "describe": not self.structure}
-        return self.begin("verify_model", owner, **given)
+        return self.begin("verify_model", owner, folder=str(self.folder), files=self.files)
 
     def restore(self, owner: Any) -> Job:
         """Fetch again what is damaged, at the commit that it was added at."""

@@ -38,6 +38,10 @@ class Tokenization(Artifact):
         """As TokenConfig has it."""
         return {name: getattr(self, name) for name in SETTINGS}
 
+    def holds_out_as(self, other: "Tokenization") -> bool:
+        """Of the same dataset: the same documents."""
+        return (self.seed, self.held_out) == (other.seed, other.held_out)
+
     def params(self) -> dict[str, Any]:
         return {
             "dataset_folder": str(self.dataset.folder),

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from django.db import models
 
@@ -24,9 +24,8 @@ class Training(Artifact):
 
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
-    activation_cache = models.ForeignKey(
-        ActivationCache, on_delete=models.PROTECT, null=True, blank=True, related_name="trainings"
-    )  # none: activations are computed while it trains
+    # none: activations are computed while it trains
+    caches = models.ManyToManyField(ActivationCache, through="CacheShare", related_name="trainings")
     site = models.CharField(max_length=120)
     architecture = models.CharField(max_length=20, choices=Architecture.choices, default=Architecture.TOPK)
     width = models.PositiveIntegerField()
@@ -45,7 +44,13 @@ class Training(Artifact):
     def sae_folder(self) -> Path:
         return self.folder / "sae"
 
+    @property
+    def reads(self) -> "list[CacheShare]":
+        """The caches, in the order in which the engine is given them."""
+        return list(self.shares.select_related("cache"))
+
     def params(self) -> dict[str, Any]:
+        reads = self.reads
         return {
             "model_folder": str(self.language_model.folder),
             "tokens_folder": str(self.tokenization.folder),
@@ -64,12 +69,13 @@ class Training(Artifact):
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.origin,
-            "caches": [str(self.activation_cache.folder)] if self.activation_cache else [],
+            "caches": [str(share.cache.folder) for share in reads],
+            "cache_weights": [share.weight for share in reads if share.weight is not None],
         }
 
     def start(self) -> Job:
-        if self.activation_cache:
-            self.activation_cache.touch()
+        for cache in self.caches.all():
+            cache.touch()
         return super().start()
 
     @property
@@ -79,7 +85,7 @@ class Training(Artifact):
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
         return [self.tokenization.name], {
             "site": self.site,
-            "activation-cache": self.activation_cache.name if self.activation_cache else "",
+            "cache": [share.word(share.cache.name) for share in self.reads],
             "architecture": self.architecture,
             "width": self.width,
             "k": self.k,
@@ -99,3 +105,24 @@ class Training(Artifact):
     @property
     def steps(self) -> int:
         return -(-self.n_tokens // self.batch_tokens)
+
+
+class CacheShare(models.Model):
+    """An activation cache as a part of what a training reads."""
+
+    training = models.ForeignKey(Training, on_delete=models.CASCADE, related_name="shares")
+    cache = models.ForeignKey(ActivationCache, on_delete=models.PROTECT, related_name="shares")
+    weight = models.FloatField(null=True)  # its share of each batch; none of them has one: by number of tokens
+
+    class Meta:
+        ordering: ClassVar[list[str]] = ["pk"]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["training", "cache"], name="cache_once_per_training")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.cache} in {self.training}"
+
+    def word(self, reference: Any) -> str:
+        """As forms and the command take it: cache or cache:2."""
+        return f"{reference}" if self.weight is None else f"{reference}:{self.weight:g}"

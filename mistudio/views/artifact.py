@@ -15,11 +15,12 @@ from django.urls import reverse
 
 from jobs.errors import InvalidInput
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.forms.template import FORMS, TemplateForm
+from mistudio.forms.template import FORMS, TemplateForm, settings_of
 from mistudio.models import Artifact, LanguageModel, Template
 from mistudio.models.artifact import InUse
 
 PAGE = 50
+UNSAID = ("csrfmiddlewaretoken", "submission")  # of a form that is sent, and of no address
 Row = TypeVar("Row", bound=Artifact)
 
 
@@ -67,6 +68,8 @@ def creation(
     user: Any = request.user
     if user.team is None:
         return redirect("home")  # which says so
+    if "fill" in request.POST:  # from the chosen template: what it does not speak of stays as it was typed
+        return redirect(address(request.path, request.POST, *(set(request.POST) - stays(form_class))))
     noun = form_class._meta.model._meta.model_name
     templates = Template.objects.of_team(user.team).filter(noun=noun)
     chosen = chosen_template(templates, request.GET.get("template", ""))
@@ -95,8 +98,19 @@ def chosen_template(templates: QuerySet[Template], key: str) -> Template | None:
 
 
 def said(query: QueryDict) -> dict[str, str]:
-    """What an address says of each field; several values of one are a list with commas."""
-    return {name: ",".join(values) for name, values in query.lists()}
+    """What an address or a form says of each field; several values of one are a list with commas."""
+    return {name: ",".join(filter(None, values)) for name, values in query.lists()}
+
+
+def address(path: str, data: QueryDict, *without: str, **more: Any) -> str:
+    """Of the form at `path`, filled in with what was typed."""
+    typed = {name: text for name, text in said(data).items() if text and name not in (*UNSAID, *without)}
+    return f"{path}?{urlencode({**typed, **more})}"
+
+
+def stays(form_class: type[ArtifactForm]) -> set[str]:
+    """What is left as it is when a template fills the form, and the choice of the template."""
+    return {"template", *form_class.base_fields} - set(settings_of(form_class))
 
 
 def deletion(request: HttpRequest, model: type[Artifact], pk: int) -> HttpResponse:

@@ -11,16 +11,15 @@ from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.mixture import MixtureForm, as_said
 from mistudio.forms.upload import UploadedDatasetForm
 from mistudio.models import Dataset
+from mistudio.models.dataset import READABLE
 from mistudio.security import too_large
-from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import address, again, creation, deletion, found, listing, owned, topics
 from mistudio.views.hub import look_first, looked_up
-
-UNSAID = ("csrfmiddlewaretoken", "submission", "more")
 
 
 @require_GET
 def datasets(request: HttpRequest) -> HttpResponse:
-    return listing(request, owned(request, Dataset), "dataset/list.html")
+    return listing(request, owned(request, Dataset), "dataset/list.html", readable=READABLE)
 
 
 @require_GET
@@ -42,9 +41,8 @@ def dataset_new(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def mixture_new(request: HttpRequest) -> HttpResponse:
     if "more" in request.POST:  # the same form with more rows, in an address of its own
-        said = {name: value for name, value in request.POST.items() if value and name not in UNSAID}
         rows = max(int(request.POST["more"]), 1) if request.POST["more"].isdecimal() else 1
-        return redirect(f"{reverse('mixture_new')}?{urlencode({**said, 'rows': min(rows, MOST_PARTS)})}")
+        return redirect(address(request.path, request.POST, "more", rows=min(rows, MOST_PARTS)))
     return creation(request, MixtureForm, "dataset/mix.html")
 
 

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlencode
 
 from django.conf import settings
-from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.debug import sensitive_variables
@@ -16,6 +15,7 @@ from django.views.decorators.http import require_GET
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_source, is_path
 from mistudio.models.hub_token import token_of
+from mistudio.views.artifact import address
 
 NEW = {"model": "languagemodel_new", "dataset": "dataset_new"}
 SECONDS = 8.0
@@ -30,18 +30,13 @@ def preview(request: HttpRequest, kind: str) -> HttpResponse:
     if kind not in NEW:
         raise Http404
     response = render(request, f"hub/_{kind}.html", look_up(request, kind))
-    response["HX-Replace-Url"] = f"{reverse(NEW[kind])}?{urlencode(typed(request.GET))}"
+    response["HX-Replace-Url"] = address(reverse(NEW[kind]), request.GET, look=1)
     return response
 
 
 def look_first(request: HttpRequest) -> HttpResponse:
     """The button without JavaScript: the same page, with what was typed and what the hub says of it in its address."""
-    return redirect(f"{request.path}?{urlencode(typed(request.POST))}")
-
-
-def typed(data: QueryDict) -> dict[str, str]:
-    kept = {name: text for name, text in data.items() if text and name not in ("csrfmiddlewaretoken", "submission")}
-    return {**kept, "look": "1"}  # type: ignore[dict-item]  # the last of each name, a string
+    return redirect(address(request.path, request.POST, look=1))
 
 
 def looked_up(request: HttpRequest, kind: str) -> dict[str, Any]:

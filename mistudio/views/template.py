@@ -2,11 +2,13 @@ from typing import Any
 
 from django.contrib import messages
 from django.db.models import QuerySet
+from django.forms import Field
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import NoReverseMatch, reverse
 from django.views.decorators.http import require_GET, require_POST
 
+from mistudio.formats import fact, sci
 from mistudio.forms.template import FORMS, TemplateImportForm
 from mistudio.models import Template
 
@@ -38,11 +40,19 @@ def spoken(noun: str) -> str:
     return FORMS[noun]._meta.model.NOUN if noun in FORMS else noun
 
 
-def settings(row: Template) -> list[tuple[str, Any]]:
-    """As the form calls them."""
+def settings(row: Template) -> list[tuple[str, str]]:
+    """As the form calls and shows them."""
     fields = FORMS[row.noun].base_fields if row.noun in FORMS else {}
     labels = {name: field.label or name.capitalize().replace("_", " ") for name, field in fields.items()}
-    return [(str(labels.get(name, name)), value) for name, value in row.values.items()]
+    return [(str(labels.get(name, name)), shown(fields.get(name), value)) for name, value in row.values.items()]
+
+
+def shown(field: Field | None, value: Any) -> str:
+    choices: Any = getattr(field, "choices", ())
+    labels = {str(key): str(label) for key, label in choices}
+    if isinstance(value, list):
+        return ", ".join(shown(field, item) for item in value)
+    return labels.get(str(value)) or (sci(value) if isinstance(value, float) else fact(value))
 
 
 def start(row: Template) -> str:

@@ -31,7 +31,7 @@ def trainings(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def training(request: HttpRequest, pk: int) -> HttpResponse:
-    row = found(request, Training, pk, "language_model", "tokenization__dataset", "sae", "activation_cache")
+    row = found(request, Training, pk, "language_model", "tokenization__dataset", "sae")
     context = {**live_context(row), "users": row.users(), "topics": [f"trainings.{pk}", *topics(row)]}
     return render(request, "training/detail.html", context)
 
@@ -50,10 +50,13 @@ def live_context(row: Training) -> dict[str, Any]:
     """What the live part shows: the newest metrics and a chart of each, over all attempts and retries."""
     points = Metric.history(row.subject, at_most=300)
     latest = points[-1][1] if points else {}
+    reads = row.reads
+    chosen = ",".join(share.word(share.cache_id) for share in reads)
     return {
         "object": row,
         "job": row.job,
-        "again": again(row, TrainingForm),
+        "reads": reads,
+        "again": again(row, TrainingForm, caches=chosen),
         "latest": latest,
         "speed": speed(row),
         "charts": charts(row, points),

@@ -211,7 +211,7 @@ def test_evicting_deletes_the_files_keeps_the_page_and_is_undone_with_one_click(
 
 def test_a_cache_that_a_job_reads_or_writes_is_not_evicted(alice, client_of):
     cache = with_files(rows.activation_cache(alice.team))
-    run = rows.training(alice.team, tokenization=cache.tokenization, activation_cache=cache)
+    run = rows.training(alice.team, tokenization=cache.tokenization, caches=[cache])
     job = busy(run)
     client, url = client_of(alice), reverse("activationcache_evict", args=[cache.pk])
     assert "is in use by training “run”" in unescape(client.post(url, follow=True).content.decode())
@@ -250,7 +250,7 @@ def test_the_least_recently_used_make_room_for_a_new_one_within_the_quota(alice,
 
 def test_what_an_unfinished_job_uses_is_passed_over(alice, three, settings):
     settings.CACHE_QUOTA_BYTES = 1_000_000
-    busy(rows.training(alice.team, tokenization=three["three"].tokenization, activation_cache=three["three"]))
+    busy(rows.training(alice.team, tokenization=three["three"].tokenization, caches=[three["three"]]))
     launched(ActivationCacheForm, alice, {"tokenization": three["one"].tokenization_id, "sites": SITE})
     assert {name for name, cache in three.items() if state_of(cache) == "evicted"} == {"two"}
 
@@ -285,26 +285,26 @@ def test_the_caches_of_other_teams_are_neither_counted_nor_evicted(alice, charli
 )
 def test_a_cache_that_does_not_fit_a_training_is_refused_with_the_reason(change, said, alice):
     cache = rows.activation_cache(alice.team, **change)
-    data = {"tokenization": cache.tokenization_id, "activation_cache": cache.pk, **RUN}
-    assert said in errors(TrainingForm, alice, data)["activation_cache"]
+    data = {"tokenization": cache.tokenization_id, "caches": [cache.pk], **RUN}
+    assert said in errors(TrainingForm, alice, data)["caches"]
 
 
 def test_a_cache_of_other_text_or_another_team_is_refused(alice, charlie):
     tokens, theirs = rows.tokenization(alice.team), rows.activation_cache(charlie.team, "theirs")
     cache = rows.activation_cache(alice.team)
-    data = {"tokenization": tokens.pk, "activation_cache": cache.pk, **RUN}
-    said = errors(TrainingForm, alice, data)["activation_cache"]
-    assert said == "“cache” holds activations of “cache-tokens”, not of “tokens”."
-    assert "not one of" in errors(TrainingForm, alice, {**data, "activation_cache": theirs.pk})["activation_cache"]
+    data = {"tokenization": tokens.pk, "caches": [cache.pk], **RUN}
+    said = errors(TrainingForm, alice, data)["caches"]
+    assert said == "“cache” holds activations of cache-tokens-model, not of tokens-model."
+    assert "not one of" in errors(TrainingForm, alice, {**data, "caches": [theirs.pk]})["caches"]
 
 
 def test_a_training_that_reads_a_cache_counts_as_its_use_once_a_minute(alice):
     old = timezone.now() - timedelta(hours=5)
     cache = rows.activation_cache(alice.team, used_at=old)
-    data = {"tokenization": cache.tokenization_id, "activation_cache": cache.pk, **RUN}
+    data = {"tokenization": cache.tokenization_id, "caches": [cache.pk], **RUN}
     run = launched(TrainingForm, alice, data)
     assert run.job.params["caches"] == [str(cache.folder)]
-    assert f"--activation-cache {cache.name}" in run.command()
+    assert f"--cache {cache.name}" in run.command()
     cache.refresh_from_db()
     first = cache.used_at
     assert first > old
@@ -316,25 +316,21 @@ def test_a_training_that_reads_a_cache_counts_as_its_use_once_a_minute(alice):
 def test_without_a_choice_activations_are_computed_while_it_trains(alice, client_of):
     cache = rows.activation_cache(alice.team)
     run = launched(TrainingForm, alice, {"tokenization": cache.tokenization_id, **RUN})
-    assert run.activation_cache is None and not run.job.params["caches"]
+    assert not run.reads and not run.job.params["caches"]
     form = client_of(alice).get("/trainings/new/", {"tokenization": cache.tokenization_id}).context["form"]
-    assert not form["activation_cache"].value()
-    assert [label for _, label in form.fields["activation_cache"].choices] == [
-        "computed while it trains",
-        f"from cache: {SITE}",
-    ]
+    assert [(row, ticked) for row, ticked, _ in form.cache_rows] == [(cache, False)]
 
 
 def test_the_page_of_a_training_leads_to_its_cache_and_says_when_it_was_evicted(alice, client_of):
     cache = rows.activation_cache(alice.team, ready_at=None, evicted_at=timezone.now())
-    run = rows.training(alice.team, tokenization=cache.tokenization, activation_cache=cache)
+    run = rows.training(alice.team, tokenization=cache.tokenization, caches=[cache])
     text = client_of(alice).get(run.get_absolute_url()).content.decode()
     assert f'href="{cache.get_absolute_url()}"' in text and "evicted: make it again before this goes on" in text
 
 
 def test_a_cache_that_a_training_used_is_evicted_rather_than_deleted(alice, client_of):
     cache = rows.activation_cache(alice.team)
-    rows.training(alice.team, tokenization=cache.tokenization, activation_cache=cache)
+    rows.training(alice.team, tokenization=cache.tokenization, caches=[cache])
     client = client_of(alice)
     text = client.post(reverse("activationcache_delete", args=[cache.pk]), follow=True).content.decode()
     assert "is used by training “run”" in unescape(text)
@@ -365,7 +361,7 @@ def test_a_cache_is_made_read_verified_repaired_evicted_and_made_again(
     assert page.count('class="tok') >= 5, "outliers are shown in their text"
     assert "<b>bold" not in page, "text of the dataset is escaped"
 
-    run = launch(TrainingForm, alice, tokenization=tokens.pk, activation_cache=cache.pk, **RUN)
+    run = launch(TrainingForm, alice, tokenization=tokens.pk, caches=[cache.pk], **RUN)
     sae = Sae.objects.get(training=run)
     fresh = launch(TrainingForm, alice, tokenization=tokens.pk, **RUN)
     assert sae.fvu == pytest.approx(Sae.objects.get(training=fresh).fvu, rel=0.2)

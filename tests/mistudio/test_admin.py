@@ -1,12 +1,13 @@
 import pytest
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from jobs.models import Job, State
-from mistudio.models import LanguageModel, User
+from mistudio.models import Dataset, LanguageModel, Upload, User
 from tests import rows
 
 pytestmark = pytest.mark.django_db
@@ -96,10 +97,43 @@ def test_a_new_person_is_in_the_default_team(root):
 
 
 def test_verify_says_what_is_missing(alice, root):
-    gone = rows.language_model(alice.team, "gone", files=[{"name": "config.json", "bytes": 2, "sha256": "x"}])
+    gone = rows.dataset(alice.team, "gone")
     data = {"action": "verify", "_selected_action": [gone.pk]}
+    text = root.post(changelist(Dataset), data, follow=True).content.decode()
+    assert "manifest.json is missing" in text
+
+
+def test_a_model_is_verified_by_a_job_that_keeps_what_it_finds(alice, root):
+    files = [{"name": "config.json", "bytes": 2, "sha256": "x"}]
+    ready, unready = rows.language_model(alice.team, "ready", files=files), rows.language_model(alice.team, "unready")
+    LanguageModel.objects.filter(pk=unready.pk).update(ready_at=None)
+    data = {"action": "verify", "_selected_action": [ready.pk, unready.pk]}
     text = root.post(changelist(LanguageModel), data, follow=True).content.decode()
-    assert "config.json is missing" in text
+    job = Job.objects.get(kind="verify_model")
+    assert (job.subject, job.owner.username, job.params["files"]) == (ready.subject, "root", files)
+    assert "“unready” is not ready. Wait" in text and "1 of 2 are being verified" in text
+
+
+@pytest.mark.parametrize("noun", ["languagemodel", "upload"])
+def test_what_deletes_files_needs_the_permission_to_delete(noun, alice, client_of):
+    alice.is_staff = True
+    alice.save()
+    mine = {"languagemodel": rows.language_model, "upload": upload}[noun](alice.team)
+    action = {"languagemodel": "delete_with_files", "upload": "delete_with_file"}[noun]
+    client, url = client_of(alice), reverse(f"admin:mistudio_{noun}_changelist")
+
+    def offered(*rights):
+        alice.user_permissions.set(Permission.objects.filter(codename__in=[f"{right}_{noun}" for right in rights]))
+        assert client.get(url).status_code == 200
+        client.post(url, {"action": action, "_selected_action": [mine.pk], "sure": "yes"})
+        return not type(mine)._default_manager.filter(pk=mine.pk).exists()
+
+    assert not offered("view", "change")
+    assert offered("view", "delete")
+
+
+def upload(team):
+    return Upload.objects.create(team=team, name="texts.txt", size=9, received=5)
 
 
 def test_people_who_are_no_administrators_do_not_get_in(alice, client_of):

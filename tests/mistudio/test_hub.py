@@ -252,3 +252,9 @@ def test_the_command_says_the_same(hub, capsys):
     for wrong in ("owner/tinny", "a/b/c"):
         with pytest.raises(CommandError, match="Did you mean owner/tiny|neither a path nor an id"):
             call_command("look_up", wrong)
+
+
+def test_looking_up_keeps_all_of_several_chosen_uploads(alice, client_of):
+    sent = {"source": "owner/texts", "uploads": ["3", "5"], "look": "1", "csrfmiddlewaretoken": "x"}
+    answer = client_of(alice).post(reverse("dataset_new"), sent)
+    assert answer.url == "/datasets/new/?source=owner%2Ftexts&uploads=3%2C5&look=1"

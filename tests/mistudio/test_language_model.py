@@ -88,6 +88,17 @@ def test_a_model_of_before_says_how_to_get_its_structure(model, alice, client_of
     assert model.structure and model.verified_at
 
 
+def test_a_model_that_lists_few_sites_lists_all_once_its_files_are_verified(model, alice, client_of):
+    few = [{"name": f"blocks.{n}.hook_resid_post", "width": 32} for n in range(3)]
+    full, told = model.sites, "Verify the files, and all are listed"
+    assert told not in page(client_of, alice, model)
+    LanguageModel.objects.filter(pk=model.pk).update(sites=few)
+    assert told in page(client_of, alice, model)
+    model.refresh_from_db()
+    run(model.verify(alice), model)
+    assert model.sites == full and told not in page(client_of, alice, model)
+
+
 # --- memory
 
 
@@ -232,6 +243,20 @@ def test_failures_are_kept_and_shown_but_not_those_of_the_disk_or_the_network(al
         measured(row, state=State.FAILED, error_code=code, result={})
     assert [one.error for one in observations(alice.team)[row.pk]] == ["OUT_OF_MEMORY"]
     assert "out of memory" in page(client_of, alice, row)
+
+
+@pytest.mark.parametrize(
+    ("written", "dtype"), [("begun.json", "bfloat16"), ("chunks/plan.json", "bfloat16"), ("", "auto")]
+)
+def test_a_failure_of_the_fastest_precision_counts_for_the_one_that_was_settled(written, dtype, alice, tmp_path):
+    row = rows.language_model(alice.team)
+    if written:
+        (tmp_path / written).parent.mkdir(exist_ok=True)
+        (tmp_path / written).write_text('{"dtype": "bfloat16", "model_batch": 8}')
+    params = {"model_folder": str(row.folder), "folder": str(tmp_path), "dtype": "auto"}
+    failed = {"state": State.FAILED, "error_code": "OUT_OF_MEMORY", "params": params}
+    Job.objects.create(team=alice.team, kind="train_sae", queue="gpu", **failed)
+    assert [one.dtype for one in observations(alice.team)[row.pk]] == [dtype]
 
 
 def test_measurements_of_another_team_or_model_are_not_ones_own(alice, charlie):

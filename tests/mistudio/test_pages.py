@@ -83,6 +83,28 @@ def test_a_search_without_a_match_says_so_and_offers_the_way_back(alice, client_
     assert "zebra" in text and "pythia" not in text and 'href="/models/"' in text
 
 
+@pytest.mark.parametrize("name", ["tokenizations", "activationcaches", "trainings", "saes"])
+def test_a_model_on_which_nothing_is_built_leaves_the_list_empty_but_not_unused(name, alice, client_of):
+    rows.activation_cache(alice.team, tokenization=rows.sae(alice.team).training.tokenization)
+    unused, url = rows.language_model(alice.team, "unused"), reverse(name)
+    text = client_of(alice).get(url, {"language_model": unused.pk}).content.decode()
+    assert " of <bdi>unused</bdi></h2>" in text and "none is of this model." in text
+    assert f'href="{url}">Show all' in text and " yet" not in text
+    both = client_of(alice).get(url, {"language_model": unused.pk, "q": "zebra"}).content.decode()
+    assert "none is of this model and has this in its name." in both
+
+
+def test_a_list_of_datasets_says_where_each_comes_from_and_which_files_can_be_read(alice, client_of):
+    assert "md, jsonl, ndjson, json, csv, tsv, parquet, arrow or feather, packed (gz, bz2, xz, zst, zip) or not." in (
+        client_of(alice).get(reverse("datasets")).content.decode()
+    )
+    rows.dataset(alice.team, "sent", source="uploaded: notes.txt", uploaded=["notes.txt"])
+    mixture = rows.dataset(alice.team, "mixture", source="")
+    for url in (reverse("datasets"), reverse("documents", args=[mixture.pk]), mixture.get_absolute_url()):
+        assert "mixed of other datasets" in client_of(alice).get(url).content.decode(), url
+    assert "<bdi>uploaded: notes.txt</bdi>" in client_of(alice).get(reverse("datasets")).content.decode()
+
+
 @pytest.mark.parametrize("page", ["0", "-1", "9999", "x", "1e9"])
 def test_a_page_number_from_nowhere_shows_the_nearest_page(page, alice, client_of):
     rows.dataset(alice.team)

@@ -4,6 +4,7 @@ import pytest
 
 from mistudio.measurements import Observation
 from mistudio.memory import Fit, Need
+from mistudio.models.language_model import AUTO
 from mistudio.recommend import PURPOSES, Candidate, recommend
 
 DTYPES = ("float32", "bfloat16", "int4")
@@ -98,3 +99,12 @@ def test_the_same_facts_in_another_order_give_the_same_answer(purpose):
     turned = [replace(row, seen=row.seen[::-1]) for row in rows[::-1]]
     one, two = ask(*rows, purpose=purpose), ask(*turned, purpose=purpose)
     assert one.best and (one.best, one.others) == (two.best, two.others)
+
+
+def test_failures_before_a_precision_was_settled_count_for_none_and_are_told():
+    model = candidate(found=[seen(900), failed(2, AUTO), failed(3, AUTO)])
+    found = ask(model)
+    assert found.best.dtype == "float32" and not found.excluded
+    said = "It also failed 2 times before a precision was settled: OUT_OF_MEMORY."
+    assert found.best.reasons[-1] == said
+    assert {out.why for out in found.unmeasured} == {f"Not measured on this machine. {said}"}

@@ -84,6 +84,27 @@ def test_a_template_fills_the_form_for_another_text(alice, client_of):
     assert "The form is filled from" in answer.content.decode()
 
 
+def test_filling_in_keeps_the_text_and_the_name_that_were_chosen_since_the_page_came(alice, client_of):
+    row, first, newest = template(alice.team), rows.tokenization(alice.team, "a"), rows.tokenization(alice.team, "b")
+    client = client_of(alice)
+    assert client.get(reverse("training_new")).context["form"].chosen == newest
+    sent = {"tokenization": first.pk, "name": "my run", "width": "128", "template": row.pk, "fill": "template"}
+    answer = client.post(reverse("training_new"), {**sent, "template-name": "x", "submission": "y"}, follow=True)
+    form = answer.context["form"]
+    assert answer.status_code == 200 and not Training.objects.exists()
+    assert (form.chosen, form["name"].value(), form["width"].value()) == (first, "my run", 64)
+    assert answer.context["chosen_template"] == row and "template-name" not in answer.redirect_chain[0][0]
+
+
+def test_the_text_of_a_tokenization_stays_when_a_template_fills_the_rest(alice, client_of):
+    row = template(alice.team, noun="tokenization", context_length=64)
+    texts = [rows.dataset(alice.team, name) for name in "ab"]
+    rows.language_model(alice.team)
+    sent = {"dataset": texts[0].pk, "context_length": "32", "template": row.pk, "fill": "template"}
+    form = client_of(alice).post(reverse("tokenization_new"), sent, follow=True).context["form"]
+    assert (form["dataset"].value(), form["context_length"].value()) == (str(texts[0].pk), 64)
+
+
 def test_what_the_address_says_counts_more_than_the_template(alice, client_of):
     row, _ = template(alice.team), rows.tokenization(alice.team)
     answer = client_of(alice).get(reverse("training_new"), {"template": row.pk, "width": "128"})
@@ -122,6 +143,26 @@ def test_the_list_shows_favourites_first_and_can_be_narrowed(alice, client_of):
     assert [row["template"].name for row in narrowed] == ["the star", "a plain one"]
     client.post(reverse("template_favourite", args=[star.pk]))
     assert not Template.objects.filter(favourite=True).exists()
+
+
+def test_the_list_says_settings_as_the_form_does(alice, client_of):
+    values = {"sites": ["hook_embed", "blocks.0.hook_z"], "skip_special": False, "n_tokens": 2_000_000}
+    template(alice.team, "kept", noun="activationcache", stored="int8", **values)
+    template(alice.team, "trained", lr=0.0003, architecture="standard")
+    said = dict(pair for row in client_of(alice).get(reverse("templates")).context["rows"] for pair in row["settings"])
+    assert said == {
+        "Sites": "hook_embed, blocks.0.hook_z",
+        "Special tokens": "stored too",
+        "Tokens to read": "2,000,000",
+        "Stored as": "int8 with a scale for each token, 1 byte",
+        "Learning rate": "3e-4",
+        "Architecture": "ReLU + L1",
+    }
+
+
+def test_an_empty_list_names_all_that_templates_are_for(alice, client_of):
+    text = client_of(alice).get(reverse("templates")).content.decode()
+    assert "(tokenization, activation cache, training or scan)" in text
 
 
 def test_the_list_asks_as_much_for_twenty_templates_as_for_two(alice, client_of):

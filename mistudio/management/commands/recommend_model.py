@@ -48,4 +48,4 @@ def in_words(found: Recommendation) -> str:
         speed = f"{best.tokens_per_second:,.0f} tokens/s on {best.device}, {best.n} observations"
         lines = [f"{best.name} in {best.dtype}, {best.rows} rows in a pass: {speed}.", *best.reasons]
     lines += [f"Excluded: {out.name}{f' in {out.dtype}' if out.dtype else ''}: {out.why}" for out in found.excluded]
-    return "\n".join([*lines, *(f"Not measured: {out.name} in {out.dtype}" for out in found.unmeasured)])
+    return "\n".join([*lines, *(f"{out.name} in {out.dtype}: {out.why}" for out in found.unmeasured)])

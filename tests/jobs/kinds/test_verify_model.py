@@ -41,7 +41,7 @@ def add(source, folder, **fields):
 
 def verify(folder, files, ctx=None):
     ctx = ctx or Context(stages=verify_model.STAGES)
-    return verify_model.run(verify_model.Params(str(folder), files, describe=True), ctx)
+    return verify_model.run(verify_model.Params(str(folder), files), ctx)
 
 
 def restore(source, folder, files, **fields):
@@ -62,6 +62,7 @@ def test_whole_files_verify_byte_by_byte_and_the_structure_is_told(folder, files
     assert result["damaged"] == {}
     assert result["bytes"] == sum(file["bytes"] for file in files)
     assert [group["title"] for group in result["structure"]] == ["Embeddings", "Blocks 0–2", "Final norm", "Head"]
+    assert "blocks.2.hook_resid_mid" in [site["name"] for site in result["sites"]]
     load_model(folder)
 
 
