@@ -28,6 +28,20 @@ def require(name: str, there: bool, why: str) -> None:
     pytest.skip(why)
 
 
+# ---- workers
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share what a fixture of their module makes run on one worker, so that it is made once. They come
+    before the others, which fill the gaps; those of the browser come first, because they take longest."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if item.get_closest_marker("xdist_group") is None and any(found[-1].scope == "module" for found in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    groups = {item: item.get_closest_marker("xdist_group") for item in items}
+    items.sort(key=lambda item: (groups[item] is None, item.get_closest_marker("browser") is None))
+
+
 # ---- database
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,10 +70,45 @@ class Studio:
         return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]
 
 
+LISTEN = """
+import json, sys
+for line in sys.stdin:
+    names = {}
+    exec(json.loads(line), names)
+    print(json.dumps(names.get("answer")), flush=True)
+"""
+
+
 @pytest.fixture(scope="session")
-def studio(tmp_path_factory):
+def shell(studio):
+    """Runs code in one `manage.py shell` of the studio, and gives what it calls `answer`."""
+    command = [sys.executable, "manage.py", "shell", "--verbosity", "0", "--command", LISTEN]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=studio.env, **pipes) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, "the code failed, see standard error"
+            return json.loads(answer)
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def studio(hub, tmp_path_factory):
+    """It takes `hub` for the hub."""
     require("browser", CHROMIUM is not None, "Chromium is not installed")
     studio = Studio(tmp_path_factory.mktemp("studio"))
+    studio.env |= {"HF_ENDPOINT": hub.url}
     studio.manage("migrate", "--verbosity", "0")
     studio.start()
     yield studio
