@@ -32,14 +32,21 @@ def require(name: str, there: bool, why: str) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that share what a fixture of their module makes run on one worker, so that it is made once. They come
-    before the others, which fill the gaps; those of the browser come first, because they take longest."""
+    """Tests that share what takes long to make run on one worker. They come before the others, which fill the gaps;
+    those of the browser come first, because they take longest."""
     for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if item.get_closest_marker("xdist_group") is None and any(found[-1].scope == "module" for found in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-    groups = {item: item.get_closest_marker("xdist_group") for item in items}
-    items.sort(key=lambda item: (groups[item] is None, item.get_closest_marker("browser") is None))
+        if item.get_closest_marker("xdist_group") is None and (name := shared(item)):
+            item.add_marker(pytest.mark.xdist_group(name))
+    alone = {item: item.get_closest_marker("xdist_group") is None for item in items}
+    items.sort(key=lambda item: (alone[item], item.get_closest_marker("browser") is None))
+
+
+def shared(item):
+    """What a test shares with others: the process that is forked to be killed, or a fixture of its module."""
+    if hasattr(item.module, "killed_at"):
+        return "killed"
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    return item.module.__name__ if any(found[-1].scope == "module" for found in fixtures) else ""
 
 
 # ---- database
@@ -73,6 +80,24 @@ def no_files_of_other_tests():
     for folder in FOLDER.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def languages_are_learnt_once():
+    """What tells languages takes half a second to load, and a job loads it for each dataset in a process of its own."""
+    from py3langid.langid import LanguageIdentifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageIdentifier, "from_model_file", functools.cache(LanguageIdentifier.from_model_file))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_power_stays_on():
+    """What a process wrote outlives it, however it ends: only for the end of the machine must it wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 # ---- people: alice and bob are one team, charlie is a stranger

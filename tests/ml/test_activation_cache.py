@@ -1,5 +1,6 @@
 import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,19 @@ def model():
     return tiny_model("llama")
 
 
-@pytest.fixture
-def written(model, shards, tmp_path):
-    """A cache of two sites in float32."""
-    folder = tmp_path / "cache"
-    write(model, shards, folder)
+@pytest.fixture(scope="module")
+def once_written(model, shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_layout, "SHARD_TOKENS", 1000)
+        write(model, shards, folder)
     return folder
+
+
+@pytest.fixture
+def written(once_written, tmp_path) -> Path:
+    """A cache of two sites in float32."""
+    return Path(shutil.copytree(once_written, tmp_path / "cache"))
 
 
 def write(model, shards, folder, sites=(SITE, OTHER), **options) -> dict:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,18 @@ def training(home: Path, folder: Path, **changes: Any) -> train_sae.Params:
     return make_params(train_sae, known | changes)
 
 
+@pytest.fixture(scope="module")
+def cached_once(home, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_layout, "SHARD_TOKENS", 1000)
+        cache_activations.run(caching(home, folder), Context(1, 1, cache_activations.STAGES))
+    return folder
+
+
 @pytest.fixture
-def cached(home, tmp_path) -> Path:
-    cache_activations.run(caching(home, tmp_path / "cache"), Context(1, 1, cache_activations.STAGES))
-    return tmp_path / "cache"
+def cached(cached_once, tmp_path) -> Path:
+    return Path(shutil.copytree(cached_once, tmp_path / "cache"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
