@@ -12,6 +12,7 @@ import pytest
 from django.conf import settings
 from django.test import Client
 
+from tests.hub_server import HubServer
 from tests.settings import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,22 +32,37 @@ def require(name: str, there: bool, why: str) -> None:
 # ---- workers
 
 
+@functools.cache
+def company(file):
+    """With whom the tests of a file share what takes long to make: a studio and its browser, the process that is forked
+    to be killed, or what a fixture makes for the file. They run on one worker."""
+    if file.startswith("tests/browser/"):
+        return "browser"
+    text = (ROOT / file).read_text()
+    return "killed" if "killed_at" in text else file if 'scope="module"' in text else ""
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Tests that share what takes long to make run on one worker. They come before the others, which fill the gaps;
-    those of the browser come first, because they take longest."""
+    """The browser comes first, it takes longest; tests without company come last, they fill the gaps."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None and (name := shared(item)):
-            item.add_marker(pytest.mark.xdist_group(name))
-    alone = {item: item.get_closest_marker("xdist_group") is None for item in items}
-    items.sort(key=lambda item: (alone[item], item.get_closest_marker("browser") is None))
+        if item.path.is_relative_to(ROOT / "tests" / "browser"):
+            item.add_marker(pytest.mark.browser)
+    yield
+    groups = {item: company(item.nodeid.partition("::")[0]) for item in items}
+    items.sort(key=lambda item: (not groups[item], groups[item] != "browser"))
 
 
-def shared(item):
-    """What a test shares with others: the process that is forked to be killed, or a fixture of its module."""
-    if hasattr(item.module, "killed_at"):
-        return "killed"
-    fixtures = item._fixtureinfo.name2fixturedefs.values()
-    return item.module.__name__ if any(found[-1].scope == "module" for found in fixtures) else ""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return company(nodeid.partition("::")[0]) or nodeid
+
+    config.option.loadscopereorder = False
+    return Together(config, log)
 
 
 # ---- database
@@ -149,6 +165,19 @@ def client_of():
 
 
 # ---- servers
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server):
+    """A hub on this machine in which nothing is yet."""
+    hub_server.forget()
+    return hub_server
 
 
 def free_port():

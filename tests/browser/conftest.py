@@ -14,18 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 class Studio:
@@ -79,7 +70,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shell(studio):
     """Runs code in one `manage.py shell` of the studio, and gives what it calls `answer`."""
     command = [sys.executable, "manage.py", "shell", "--verbosity", "0", "--command", LISTEN]
@@ -97,25 +88,19 @@ def shell(studio):
         process.stdin.close()
 
 
-@pytest.fixture(scope="session")
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def studio(hub, tmp_path_factory):
-    """It takes `hub` for the hub."""
+@pytest.fixture(scope="package")
+def studio(hub_server, tmp_path_factory):
+    """It takes `hub_server` for the hub."""
     require("browser", CHROMIUM is not None, "Chromium is not installed")
     studio = Studio(tmp_path_factory.mktemp("studio"))
-    studio.env |= {"HF_ENDPOINT": hub.url}
+    studio.env |= {"HF_ENDPOINT": hub_server.url}
     studio.manage("migrate", "--verbosity", "0")
     studio.start()
     yield studio
     studio.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium(studio):
     from playwright.sync_api import sync_playwright
 
@@ -132,7 +117,7 @@ def chromium(studio):
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def signed_in(chromium, studio):
     """The cookies of an administrator who used the one-time link."""
     context = chromium.new_context()

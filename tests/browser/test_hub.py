@@ -12,7 +12,6 @@ FILES = {"config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}", "m
 
 @pytest.fixture(autouse=True)
 def repositories(hub):
-    hub.forget()
     for name in ("tiny", "slow"):
         hub.add("model", f"owner/{name}", FILES)
 

@@ -9,15 +9,10 @@ from jobs.ml.activations import ActivationStream
 from jobs.ml.config import BadConfig, TrainConfig
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Diverged, Trainer
-from tests.ml.tiny import killed_at, tiny_model, tiny_tokens
+from tests.ml.tiny import killed_at, tiny_model
 
 CONFIG = TrainConfig(width=64, tokens=6000, k=4, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3)
 L1 = dataclasses.replace(CONFIG, architecture="standard", k=None, l1_coefficient=2.0)
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Trainer:
