@@ -24,7 +24,7 @@ run: .venv/ready
 	@$(MANAGE) studio
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(ARGS)
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .

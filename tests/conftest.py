@@ -12,6 +12,7 @@ import pytest
 from django.conf import settings
 from django.test import Client
 
+from tests.hub_server import HubServer
 from tests.settings import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,42 @@ def require(name: str, there: bool, why: str) -> None:
     if name in os.environ.get("MISTUDIO_REQUIRE", "").replace(",", " ").split():
         pytest.fail(f"{name} is required: {why}")
     pytest.skip(why)
+
+
+# ---- workers
+
+
+@functools.cache
+def company(file):
+    """With whom the tests of a file share what takes long to make: a studio and its browser, the process that is forked
+    to be killed, or what a fixture makes for the file. They run on one worker."""
+    if file.startswith("tests/browser/"):
+        return "browser"
+    text = (ROOT / file).read_text()
+    return "killed" if "killed_at" in text else file if 'scope="module"' in text else ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items):
+    """The browser comes first, it takes longest; tests without company come last, they fill the gaps."""
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "browser"):
+            item.add_marker(pytest.mark.browser)
+    yield
+    groups = {item: company(item.nodeid.partition("::")[0]) for item in items}
+    items.sort(key=lambda item: (not groups[item], groups[item] != "browser"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return company(nodeid.partition("::")[0]) or nodeid
+
+    config.option.loadscopereorder = False
+    return Together(config, log)
 
 
 # ---- database
@@ -59,6 +96,24 @@ def no_files_of_other_tests():
     for folder in FOLDER.iterdir():
         if folder.is_dir():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def languages_are_learnt_once():
+    """What tells languages takes half a second to load, and a job loads it for each dataset in a process of its own."""
+    from py3langid.langid import LanguageIdentifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageIdentifier, "from_model_file", functools.cache(LanguageIdentifier.from_model_file))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_power_stays_on():
+    """What a process wrote outlives it, however it ends: only for the end of the machine must it wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 # ---- people: alice and bob are one team, charlie is a stranger
@@ -110,6 +165,19 @@ def client_of():
 
 
 # ---- servers
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(hub_server):
+    """A hub on this machine in which nothing is yet."""
+    hub_server.forget()
+    return hub_server
 
 
 def free_port():

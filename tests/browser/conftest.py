@@ -19,14 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 class Studio:
     """`manage.py studio` on a data folder of its own."""
 
@@ -69,17 +61,46 @@ class Studio:
         return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]
 
 
-@pytest.fixture(scope="session")
-def studio(tmp_path_factory):
+LISTEN = """
+import json, sys
+for line in sys.stdin:
+    names = {}
+    exec(json.loads(line), names)
+    print(json.dumps(names.get("answer")), flush=True)
+"""
+
+
+@pytest.fixture(scope="package")
+def shell(studio):
+    """Runs code in one `manage.py shell` of the studio, and gives what it calls `answer`."""
+    command = [sys.executable, "manage.py", "shell", "--verbosity", "0", "--command", LISTEN]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=studio.env, **pipes) as process:
+
+        def run(code):
+            process.stdin.write(json.dumps(code) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, "the code failed, see standard error"
+            return json.loads(answer)
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="package")
+def studio(hub_server, tmp_path_factory):
+    """It takes `hub_server` for the hub."""
     require("browser", CHROMIUM is not None, "Chromium is not installed")
     studio = Studio(tmp_path_factory.mktemp("studio"))
+    studio.env |= {"HF_ENDPOINT": hub_server.url}
     studio.manage("migrate", "--verbosity", "0")
     studio.start()
     yield studio
     studio.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium(studio):
     from playwright.sync_api import sync_playwright
 
@@ -96,7 +117,7 @@ def chromium(studio):
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def signed_in(chromium, studio):
     """The cookies of an administrator who used the one-time link."""
     context = chromium.new_context()

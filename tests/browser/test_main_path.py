@@ -92,16 +92,6 @@ def test_a_wrong_folder_is_named_by_the_form_and_what_was_typed_stays(page):
     expect(page.get_by_label("Hub id or folder")).to_have_value("/no/such/folder")
 
 
-@pytest.mark.parametrize(
-    "address", ["/", "/models/", "/datasets/", "/tokenizations/", "/trainings/", "/saes/", "/jobs/"]
-)
-def test_a_page_fits_a_phone_and_stays_quiet(page, address):
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.goto(address)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.wrong == []
-
-
 def test_pages_work_without_scripts(chromium, signed_in, studio):
     context = chromium.new_context(storage_state=signed_in, base_url=studio.url, java_script_enabled=False)
     page = context.new_page()

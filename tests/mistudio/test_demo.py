@@ -28,9 +28,9 @@ class Failed(Exception):
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """A small one, and a small SAE: a few seconds instead of minutes."""
-    small = {**pipeline.TRAINING, "width": 64, "k": 4, "n_tokens": 4096, "batch_tokens": 512}
+    small = {**pipeline.TRAINING, "width": 64, "k": 4, "n_tokens": 2048, "batch_tokens": 512}
     monkeypatch.setattr(pipeline, "TRAINING", small)
-    return write_texts(tmp_path / "corpus.jsonl", documents(400))
+    return write_texts(tmp_path / "corpus.jsonl", documents(100))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_demo_ends_with_features_and_a_second_call_reuses_all_of_it(demo):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.PAUSED])
+@pytest.mark.parametrize("state", [State.FAILED, pytest.param(State.CANCELLED, marks=pytest.mark.slow), State.PAUSED])
 def test_a_second_call_goes_on_with_what_the_first_one_left(demo, state):
     def leave_the_training(row):
         if not isinstance(row, Training):

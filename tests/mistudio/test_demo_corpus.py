@@ -19,6 +19,7 @@ def collected() -> list[Document]:
     return list(documents())
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_writes_the_same_documents(collected, tmp_path):
     path = tmp_path / "corpus.jsonl"
     program = (

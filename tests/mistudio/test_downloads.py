@@ -11,7 +11,6 @@ from jobs.models import Job, State
 from jobs.queue import request_cancel, request_pause, resume, retry
 from jobs.supervise import run_here
 from mistudio.forms.language_model import LanguageModelForm
-from tests.hub_server import HubServer
 from tests.jobs.conftest import until
 from tests.ml.tiny import save_model, tiny_model
 
@@ -27,12 +26,11 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(files, monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "5")
-        server.add("model", "owner/tiny", files)
-        yield server
+def hub(hub, files, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+    hub.add("model", "owner/tiny", files)
+    return hub
 
 
 def kill(job):

@@ -11,7 +11,6 @@ from django.urls import reverse
 from huggingface_hub import constants
 
 from mistudio.views.hub import LOOKING
-from tests.hub_server import HubServer
 
 pytestmark = pytest.mark.django_db
 
@@ -34,19 +33,12 @@ FILES = {
 SAID = {"cardData": {"license": "apache-2.0"}, "safetensors": {"parameters": {"F32": 99_000}, "total": 99_000}}
 
 
-@pytest.fixture(scope="module")
-def server():
-    with HubServer() as server:
-        yield server
-
-
 @pytest.fixture
-def hub(server, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+def hub(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
-    server.forget()
-    server.add("model", "owner/tiny", dict(FILES), said=SAID)
-    return server
+    hub.add("model", "owner/tiny", dict(FILES), said=SAID)
+    return hub
 
 
 @pytest.fixture

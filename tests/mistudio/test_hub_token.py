@@ -29,13 +29,12 @@ WRONG = "hf_" + "wrong" * 6
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield server
+def hub(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr("mistudio.views.hub.SECONDS", 60.0)  # the machine may be busy
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return hub
 
 
 def said(client, name, **data):

@@ -13,6 +13,7 @@ from mistudio.forms.scan import ScanForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Sae
+from tests.files import contents
 from tests.kills import VICTIMS, Killing
 from tests.main_path import launch, write_texts
 from tests.ml.tiny import documents, save_model, tiny_model
@@ -32,8 +33,8 @@ def storm(tmp_path):
         process.kill()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".safetensors", ".npy")}
+def written(folder: Path) -> dict[str, bytes]:
+    return contents(folder, "**/*.safetensors", "**/*.npy")
 
 
 def start(form_class, person, job_params=None, **data):
@@ -81,14 +82,14 @@ def test_thirty_kills_between_text_and_features_change_not_one_byte(storm, alice
         return calm, struck
 
     calm, struck = both(TokenizationForm, dataset=data.pk, language_model=model.pk, context_length=32, held_out=0.3)
-    assert contents(struck.folder) == contents(calm.folder) != {}
+    assert written(struck.folder) == written(calm.folder) != {}
 
     calm, struck = both(TrainingForm, {"checkpoint_seconds": 1.0}, tokenization=struck.pk, **TRAINING)
     calm, struck = (Sae.objects.get(training=run) for run in (calm, struck))
-    assert contents(struck.folder) == contents(calm.folder) != {}
+    assert written(struck.folder) == written(calm.folder) != {}
 
     calm, struck = both(ScanForm, sae=struck.pk, n_tokens=SCANNED)
-    assert contents(struck.folder) == contents(calm.folder) != {}
+    assert written(struck.folder) == written(calm.folder) != {}
 
     assert len(storm.struck) >= 30 and set(storm.struck) == set(VICTIMS), storm.struck
     assert storm.stop() == 0

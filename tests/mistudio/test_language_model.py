@@ -20,6 +20,7 @@ from mistudio.models import LanguageModel
 from mistudio.models.language_model import Precision
 from mistudio.structure import parts, weight_bytes
 from tests import rows
+from tests.files import flip
 from tests.main_path import launch, work
 from tests.ml.tiny import save_model, tiny_model
 
@@ -49,12 +50,6 @@ def run(job, model):
 
 def page(client_of, person, model):
     return client_of(person).get(model.get_absolute_url()).content.decode()
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 def measured(model, speed=1000.0, **fields):

@@ -40,7 +40,10 @@ def model_folder(kind, tmp_path):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma2", "qwen2", "minilm"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt_neox", "minilm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "gemma2", "qwen2"))],
+)
 def test_the_main_path_leads_from_any_model_to_readable_features(kind, tmp_path, texts, alice, client_of):
     architecture = "standard" if kind == "gpt_neox" else "topk"
     sae, scan = walk(alice, model_folder(kind, tmp_path), texts, architecture=architecture)

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ml.tiny import tiny_tokens
+
 torch.set_num_threads(1)  # the models are too small to share out, and tests run beside each other
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture

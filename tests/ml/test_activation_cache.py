@@ -1,5 +1,6 @@
 import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from jobs.ml.cached_activations import CachedActivations, CacheDoesNotFit, Cache
 from jobs.ml.disk import DiskFull
 from jobs.ml.sites import UnknownSite, capture
 from jobs.ml.tokens import TokenShards
-from tests.ml.tiny import killed_at, tiny_model, tiny_tokens
+from tests.files import contents, flip
+from tests.ml.tiny import killed_at, tiny_model
 
 SITE, OTHER = "blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"
 T = 16
@@ -28,11 +30,6 @@ def small_shards(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
-
-
-@pytest.fixture(scope="module")
 def shards(tokens) -> TokenShards:
     return TokenShards(tokens)
 
@@ -42,12 +39,19 @@ def model():
     return tiny_model("llama")
 
 
-@pytest.fixture
-def written(model, shards, tmp_path):
-    """A cache of two sites in float32."""
-    folder = tmp_path / "cache"
-    write(model, shards, folder)
+@pytest.fixture(scope="module")
+def once_written(model, shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_layout, "SHARD_TOKENS", 1000)
+        write(model, shards, folder)
     return folder
+
+
+@pytest.fixture
+def written(once_written, tmp_path) -> Path:
+    """A cache of two sites in float32."""
+    return Path(shutil.copytree(once_written, tmp_path / "cache"))
 
 
 def write(model, shards, folder, sites=(SITE, OTHER), **options) -> dict:
@@ -64,10 +68,6 @@ def every_activation(model, shards, site=SITE, skip_special=True) -> torch.Tenso
 def stored_rows(folder: Path, site=SITE, number=0) -> torch.Tensor:
     n = len(store.read_manifest(folder)["shards"])
     return torch.cat([decode(**load_file(folder / site_file(number, site, shard))) for shard in range(n)])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def sorted_rows(x: torch.Tensor) -> np.ndarray:
@@ -235,10 +235,10 @@ def test_a_damaged_shard_is_named_and_computed_again_alone(model, shards, writte
     untouched = (written / site_file(0, SITE, 1)).stat().st_mtime_ns
     if how == "delete":
         path.unlink()
+    elif how == "flip":
+        flip(path, -5)
     else:
-        data = bytearray(path.read_bytes())
-        data[-5] ^= 1
-        path.write_bytes(data if how == "flip" else data[:-9])
+        path.write_bytes(path.read_bytes()[:-9])
     named: list[list[str]] = []
     passes: list[int] = []
     write(model, shards, written, on_damage=named.append, on_progress=lambda done, total: passes.append(done))

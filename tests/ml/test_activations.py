@@ -7,14 +7,14 @@ import torch
 from jobs.ml.activations import ActivationStream, NonFiniteActivations
 from jobs.ml.sites import UnknownSite, capture
 from jobs.ml.tokens import TokenShards
-from tests.ml.tiny import tiny_model, tiny_shards
+from tests.ml.tiny import tiny_model
 
 SITE = "blocks.1.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
-    return tiny_shards(tmp_path_factory.mktemp("tokens"))
+def shards(tokens) -> TokenShards:
+    return TokenShards(tokens)
 
 
 @pytest.fixture(scope="module")

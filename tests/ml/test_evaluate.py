@@ -9,14 +9,14 @@ from jobs.ml.evaluate import evaluate
 from jobs.ml.sae import Sae
 from jobs.ml.sites import capture, replaced
 from jobs.ml.tokens import TokenShards
-from tests.ml.tiny import tiny_model, tiny_shards
+from tests.ml.tiny import tiny_model
 
 SITE, D, M = "blocks.1.hook_resid_post", 32, 96
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
-    return tiny_shards(tmp_path_factory.mktemp("tokens"), "held_out")
+def shards(tokens) -> TokenShards:
+    return TokenShards(tokens, "held_out")
 
 
 @pytest.fixture(scope="module")

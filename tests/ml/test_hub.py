@@ -15,25 +15,17 @@ from jobs.ml.hub import (
     look_up,
     verify,
 )
-from tests.hub_server import HubServer
 
 WEIGHTS = random.Random(0).randbytes(3_500_000)
 FILES = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": WEIGHTS}
 QUICK = Patience(tries=3)
 
 
-@pytest.fixture(scope="module")
-def server():
-    with HubServer() as server:
-        yield server
-
-
 @pytest.fixture
-def hub(server, monkeypatch):
+def hub(hub, monkeypatch):
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
-    server.forget()
-    server.add("model", "owner/tiny", dict(FILES))
-    return server
+    hub.add("model", "owner/tiny", dict(FILES))
+    return hub
 
 
 def ask(hub, repository="owner/tiny", revision="", patience=QUICK) -> Repository:

@@ -20,7 +20,7 @@ from jobs.ml.documents import DocumentWriter
 from jobs.ml.evidence import Evidence
 from jobs.ml.saelens import load_sae, sites_of
 from jobs.ml.tokens import TokenShards
-from tests.ml.test_packing import contents
+from tests.files import contents
 from tests.ml.tiny import documents, killed_at, save_model, tiny_model
 
 SITE = "blocks.1.hook_resid_post"

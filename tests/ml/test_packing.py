@@ -16,13 +16,10 @@ from jobs.ml.packing import ContextTooLong, NoTokens, is_held_out, pack
 from jobs.ml.pieces import pieces
 from jobs.ml.prepare import Document
 from jobs.ml.tokens import TokenShards
+from tests.files import contents
 from tests.ml.tiny import byte_tokenizer, decoder_tokenizer, documents, killed_at
 
 BOS, EOS = 0, 1
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def all_rows(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

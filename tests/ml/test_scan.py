@@ -15,16 +15,11 @@ from jobs.ml.sae import Sae
 from jobs.ml.scan import scan
 from jobs.ml.sites import capture, resolve
 from jobs.ml.tokens import TokenShards
+from tests.files import contents
 from tests.ml.test_evaluate import SITE, D, M, everything, random_sae
-from tests.ml.test_packing import contents
-from tests.ml.tiny import DECODERS, killed_at, tiny_model, tiny_tokens
+from tests.ml.tiny import DECODERS, killed_at, tiny_model
 
 T = 16
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")

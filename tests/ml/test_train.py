@@ -10,18 +10,13 @@ from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.config import BadConfig, Member, TrainConfig
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Diverged, Run
-from tests.ml.tiny import killed_at, tiny_model, tiny_tokens
+from tests.ml.tiny import killed_at, tiny_model
 
 SITE = "blocks.1.hook_resid_post"
 CONFIG = TrainConfig(
     width=64, tokens=6000, options={"k": 4}, batch_tokens=100, lr=2e-3, dead_after_tokens=500, seed=3
 )  # fmt: skip
 L1 = dataclasses.replace(CONFIG, architecture="standard", options={"l1_coefficient": 2.0, "aux_coefficient": 1 / 32})
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_tokens(tmp_path_factory.mktemp("tokens"))
 
 
 def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Run:

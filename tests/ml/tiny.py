@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from jobs.ml import store
 from jobs.ml.packing import pack
-from jobs.ml.tokens import TokenShards
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
@@ -95,10 +94,6 @@ def tiny_tokens(folder: Path, context_length: int = 16, n: int = 300, shard_toke
         shard_tokens=shard_tokens,
     )
     return folder
-
-
-def tiny_shards(folder: Path, split: str = "train", **options: int) -> TokenShards:
-    return TokenShards(tiny_tokens(folder, **options), split)
 
 
 def killed_at(count: int, name: str, work: Callable[..., object], *arguments: object) -> bool:

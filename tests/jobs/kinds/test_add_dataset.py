@@ -16,8 +16,9 @@ from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput, Stopped, classify
 from jobs.kinds import add_dataset
 from jobs.kinds.add_dataset import Params, run
-from jobs.ml import disk, documents
+from jobs.ml import disk
 from jobs.ml.documents import read_conversations, read_documents, shards
+from tests.files import contents
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,13 +39,6 @@ class Interrupted(Context):
 
 
 @pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(documents, "SHARD_CHARACTERS", 2000)
-    monkeypatch.setattr(documents, "GROUP_CHARACTERS", 500)
-    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
-
-
-@pytest.fixture
 def source(tmp_path):
     path = tmp_path / "source.jsonl"
     rows = [{"text": f"document {i} " + "and so on " * (i % 20), "n": i} for i in range(300)]
@@ -61,8 +55,8 @@ def add(source, folder, ctx=None, **fields):
     return run(Params(str(source), str(folder), **fields), ctx or Context(stages=add_dataset.STAGES))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".parquet"}
+def parquet_files(folder: Path) -> dict[str, bytes]:
+    return contents(folder, "*.parquet")
 
 
 def test_a_file_becomes_documents_with_statistics_columns_and_samples(source, folder):
@@ -154,7 +148,7 @@ def test_duplicates_are_dropped_the_same_however_often_it_is_interrupted(tmp_pat
             assert not (folder / "manifest.json").exists()
     result = add(home, folder, deduplicate=True)
     assert result == add(home, other, deduplicate=True)
-    assert contents(folder) == contents(other)
+    assert parquet_files(folder) == parquet_files(other)
     assert list(read_documents(folder)) == [row["text"] for row in rows[:37]]
     assert (result["statistics"]["duplicates_dropped"], result["statistics"]["duplicates"]) == (83, 0)
 
@@ -169,7 +163,7 @@ def test_what_was_done_to_the_texts_is_counted(tmp_path, folder):
 
 def test_the_same_source_gives_the_same_bytes(source, folder, tmp_path, small):
     assert add(source, folder) == add(source, tmp_path / "other")
-    assert contents(folder) == contents(tmp_path / "other") and len(contents(folder)) > 3
+    assert parquet_files(folder) == parquet_files(tmp_path / "other") and len(parquet_files(folder)) > 3
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -183,7 +177,7 @@ def test_however_often_it_is_interrupted_it_ends_the_same(source, tmp_path_facto
         except Stopped:
             assert not (folder / "manifest.json").exists()
     assert add(source, folder, max_documents=limit) == add(source, other, max_documents=limit)
-    assert contents(folder) == contents(other)
+    assert parquet_files(folder) == parquet_files(other)
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
 
 
@@ -424,7 +418,7 @@ def test_the_commit_and_the_files_of_the_split_are_recorded(outcomes):
 def test_an_interrupted_stream_goes_on_and_ends_the_same(outcomes):
     assert outcomes["stopped"]["stopped"] == 2
     assert outcomes["resumed"]["result"] == outcomes["whole"]["result"]
-    assert contents(outcomes["resumed"]["folder"]) == contents(outcomes["whole"]["folder"])
+    assert parquet_files(outcomes["resumed"]["folder"]) == parquet_files(outcomes["whole"]["folder"])
 
 
 def test_documents_splits_and_configurations_are_chosen(outcomes):

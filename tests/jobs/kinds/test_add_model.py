@@ -19,53 +19,22 @@ from jobs.ml.errors import Unusable
 from jobs.ml.model_files import choose_files
 from jobs.ml.reuse import clone
 from jobs.ml.whole import examine
-from tests.hub_server import HubServer
-from tests.ml.tiny import decoder_tokenizer, tiny_model
+from tests.files import contents
+from tests.ml.tiny import save_model, tiny_model
 
-CARD = b"---\nlicense: apache-2.0\n---\n# A tiny model\n"
 CONFIG = {"config.json", "tokenizer.json"}
 
 
-def saved_model(folder: Path, seed: int = 0) -> Path:
-    tiny_model("llama", seed).save_pretrained(folder)
-    decoder_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = saved_model(tmp_path_factory.mktemp("model"))
-    (folder / "README.md").write_bytes(CARD)
-    return folder
-
-
 @pytest.fixture
-def source(original, tmp_path):
-    return Path(shutil.copytree(original, tmp_path / "source"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "models" / "7"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def hub(server, original, monkeypatch, tmp_path):
+def hub(hub, original, monkeypatch, tmp_path):
     """The hub that this process believes to be the hub, with a model that also has pickles and code."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
-    server.forget()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    files = {path.name: path.read_bytes() for path in original.iterdir()}
+    files = contents(original)
     extra = {"pytorch_model.bin": b"\x80\x02", "modeling_tiny.py": b"import os", "onnx/model.safetensors": b"x"}
-    server.add("model", "owner/tiny", files | extra)
-    return server
+    hub.add("model", "owner/tiny", files | extra)
+    return hub
 
 
 class Interrupted(Context):
@@ -85,10 +54,6 @@ def add(source, folder, ctx=None, **fields):
     ctx = ctx or Context(stages=add_model.STAGES)
     result = run(Params(str(source), str(folder), **fields), ctx)
     return json.loads(json.dumps(result))  # as the job keeps it
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 # --- from a folder
@@ -249,7 +214,7 @@ def test_a_second_run_gives_the_same_result_and_the_same_files(source, folder):
 def test_what_was_copied_from_a_source_that_changed_since_is_copied_again(source, folder, tmp_path):
     with pytest.raises(Stopped):
         add(source, folder, Interrupted(after=1, stage="verify"))
-    other = saved_model(tmp_path / "other", seed=5)
+    other = save_model(tiny_model("llama", seed=5), tmp_path / "other")
     shutil.copy2(other / "model.safetensors", source / "model.safetensors")
     add(source, folder)
     assert (folder / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from jobs.ml.calibration import FILE
 from jobs.ml.config import UNSETTLED_ROWS
 from jobs.ml.disk import DiskFull
 from jobs.ml.language_model import load_model
-from tests.ml.test_kinds import Wishful
+from tests.files import contents
+from tests.ml.test_kinds import Wishful, train_once
 from tests.ml.tiny import killed_at, save_model, tiny_model, tiny_tokens
 
 SITE, OTHER = "blocks.1.hook_resid_post", "blocks.2.hook_z"
@@ -53,14 +55,18 @@ def training(home: Path, folder: Path, **changes: Any) -> train_sae.Params:
     return make_params(train_sae, known | changes)
 
 
+@pytest.fixture(scope="module")
+def cached_once(home, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("once") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_layout, "SHARD_TOKENS", 1000)
+        cache_activations.run(caching(home, folder), Context(1, 1, cache_activations.STAGES))
+    return folder
+
+
 @pytest.fixture
-def cached(home, tmp_path) -> Path:
-    cache_activations.run(caching(home, tmp_path / "cache"), Context(1, 1, cache_activations.STAGES))
-    return tmp_path / "cache"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def cached(cached_once, tmp_path) -> Path:
+    return Path(shutil.copytree(cached_once, tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -179,10 +185,6 @@ def test_training_from_a_cache_is_paused_and_killed_and_ends_with_the_same_weigh
     assert killed_at(5, "write_json", train_once, mine("broken", checkpoint_seconds=0.0))
     train_sae.run(mine("broken"), Context(1, 3, train_sae.STAGES))
     assert (tmp_path / "broken" / WEIGHTS).read_bytes() == (tmp_path / "through" / WEIGHTS).read_bytes()
-
-
-def train_once(params: train_sae.Params) -> None:
-    train_sae.run(params, Context())
 
 
 def test_training_does_not_load_the_model_before_it_evaluates(home, cached, tmp_path, monkeypatch) -> None:

@@ -10,7 +10,6 @@ from jobs.errors import classify
 from jobs.kinds import add_model
 from jobs.ml import disk
 from tests.conftest import require
-from tests.hub_server import HubServer
 from tests.ml.tiny import save_model, tiny_model
 
 
@@ -37,11 +36,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(files, monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        server.add("model", "owner/tiny", files)
-        yield server
+def hub(hub, files, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    hub.add("model", "owner/tiny", files)
+    return hub
 
 
 class Filled(Context):

@@ -14,17 +14,10 @@ from jobs.ml import documents
 from jobs.ml.documents import DocumentWriter, read_conversations, read_documents, shards
 from jobs.ml.mixed_documents import FULL, RAN_OUT
 from jobs.ml.store import write_manifest
-from tests.jobs.kinds.test_add_dataset import Interrupted, contents
+from tests.jobs.kinds.test_add_dataset import Interrupted, parquet_files
 from tests.ml.tiny import killed_at
 
 REPEATS = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(documents, "SHARD_CHARACTERS", 2000)
-    monkeypatch.setattr(documents, "GROUP_CHARACTERS", 500)
-    monkeypatch.setattr("jobs.kinds.documents.CHECKED_EVERY", 1)
 
 
 def made(folder: Path, found: list, conversations: bool = False) -> Path:
@@ -82,7 +75,9 @@ def test_nothing_is_lost_or_doubled_when_all_parts_are_used_up(home):
 def test_a_seed_decides_the_order_and_the_same_gives_the_same_bytes(home):
     parts = [part(home / "a"), part(home / "b")]
     first, same, other = (mix(parts, home / name, seed=seed) for name, seed in (("x", 1), ("y", 1), ("z", 2)))
-    assert first == same and contents(home / "x") == contents(home / "y") and len(contents(home / "x")) > 3
+    assert (
+        first == same and parquet_files(home / "x") == parquet_files(home / "y") and len(parquet_files(home / "x")) > 3
+    )
     assert list(read_documents(home / "x")) != list(read_documents(home / "z"))
     assert first["statistics"]["documents"] == pytest.approx(other["statistics"]["documents"], abs=2)
 
@@ -125,7 +120,7 @@ def test_however_often_it_is_interrupted_it_ends_the_same(home, tmp_path_factory
         except Stopped:
             assert not (folder / "manifest.json").exists()
     assert mix(folder=folder, **choices) == mix(folder=other, **choices)
-    assert contents(folder) == contents(other)
+    assert parquet_files(folder) == parquet_files(other)
     assert {path.name for path in folder.iterdir()} == {path.name for path in other.iterdir()}
 
 
@@ -140,7 +135,7 @@ def test_a_mixture_killed_with_no_warning_ends_with_the_same_bytes(home):
     assert killed_at(4, "write_json", mix_in_small_shards, parts, home / "struck")
     assert shards(home / "struck") and not (home / "struck" / "manifest.json").exists()
     assert mix(parts, home / "struck", ends="all") == calm
-    assert contents(home / "struck") == contents(home / "calm")
+    assert parquet_files(home / "struck") == parquet_files(home / "calm")
 
 
 def test_conversations_stay_conversations_among_themselves_and_become_text_beside_text(home):

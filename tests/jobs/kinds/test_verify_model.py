@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -10,23 +9,7 @@ from jobs.errors import Cancelled, InvalidInput, JobError, classify
 from jobs.kinds import add_model, restore_model, verify_model
 from jobs.ml.errors import CorruptData
 from jobs.ml.language_model import load_model
-from tests.hub_server import HubServer
-from tests.jobs.kinds.test_add_model import saved_model
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return saved_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def source(original, tmp_path):
-    return Path(shutil.copytree(original, tmp_path / "source"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "models" / "7"
+from tests.files import contents, flip
 
 
 @pytest.fixture
@@ -47,13 +30,6 @@ def verify(folder, files, ctx=None):
 def restore(source, folder, files, **fields):
     params = restore_model.Params(str(source), str(folder), files, **fields)
     return restore_model.run(params, Context(stages=restore_model.STAGES))
-
-
-def flip(path):
-    """The same length, another content."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 def test_whole_files_verify_byte_by_byte_and_the_structure_is_told(folder, files):
@@ -154,11 +130,10 @@ def test_a_source_that_is_gone_is_named(source, folder, files):
 
 
 @pytest.fixture
-def hub(original, monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        server.add("model", "owner/tiny", {path.name: path.read_bytes() for path in original.iterdir()})
-        yield server
+def hub(hub, original, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    hub.add("model", "owner/tiny", contents(original))
+    return hub
 
 
 def test_from_the_hub_it_is_fetched_at_the_commit_it_was_added_at(hub, folder):
