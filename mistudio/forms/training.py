@@ -2,6 +2,7 @@ from typing import Any
 
 from django import forms
 
+from mistudio.formats import short_site
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.cache_choice import CachesField, offered, weights_of, why_not
 from mistudio.models import ActivationCache, CacheShare, Tokenization, Training
@@ -181,8 +182,8 @@ class TrainingForm(ArtifactForm):
 
     def suggested_name(self) -> str:
         data = self.cleaned_data
-        where = data["site"].replace("blocks.", "L").replace("hook_", "").replace(".", "-").replace(":", "-")
-        return f"{data['tokenization'].language_model.name}-{where}-{data['architecture']}-{data['width']}"
+        model, where = data["tokenization"].language_model.name, short_site(data["site"])
+        return f"{model}-{where}-{data['architecture']}-{data['width']}"
 
 
 def middle_residual(tokenization: Tokenization) -> str:
