@@ -17,6 +17,7 @@ class SeveralField(forms.CharField):
     def __init__(self, kind: type[int | float | str], **kwargs: Any) -> None:
         super().__init__(**{"max_length": 200, "required": False, **kwargs})
         self.kind = kind
+        self.choices = getattr(self.widget, "choices", ())  # what its words are called
 
     def clean(self, value: Any) -> str:
         words = names_of(super().clean(",".join(names_of(value))))

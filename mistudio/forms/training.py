@@ -216,7 +216,10 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
                 Member(config, tuple(member["reads"]), tuple(member["writes"])).check()
             except BadConfig as wrong:
                 field = {"reads": "site"}.get(wrong.field, wrong.field)
-                self.add_error(field if field in self.fields else None, f"{str(wrong)[0].upper()}{str(wrong)[1:]}")
+                said = str(wrong)
+                if field in self.fields and said.startswith(wrong.field):
+                    said = self[field].label + said.removeprefix(wrong.field)
+                self.add_error(field if field in self.fields else None, f"{said} {wrong.hint}".strip())
                 return
 
     def _check_caches(self, tokenization: Tokenization, data: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ class Asked(Protocol):
 
 def names_of(value: Any) -> list[str]:
     """Of several things, ticked or with commas between them; each once."""
-    parts = [value] if isinstance(value, str) else value or []
+    parts = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
     return list(dict.fromkeys(name.strip() for part in parts for name in str(part).split(",") if name.strip()))
 
 
@@ -77,5 +77,11 @@ def differences(members: list[dict[str, Any]]) -> list[str]:
         for one in members
     ]
     names = dict.fromkeys(name for one in flat for name in one)
-    varied = [name for name in names if len({one.get(name) for one in flat}) > 1]
+    varied = [name for name in names if differs(flat, name)]
     return [" · ".join(one[name] for name in varied if one.get(name)) for one in flat]
+
+
+def differs(flat: list[dict[str, str]], name: str) -> bool:
+    """Options are compared within an architecture: that one has what another has not tells nothing new."""
+    seen = {(one["architecture"] if name in OPTIONS else "", one[name]) for one in flat if name in one}
+    return len(seen) > len({group for group, _ in seen})

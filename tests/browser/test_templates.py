@@ -59,7 +59,7 @@ def test_the_sites_of_a_template_stay_when_another_text_is_chosen(page, made):
 def test_the_enter_key_starts_the_work_and_neither_fills_in_nor_saves_a_template(page, made):
     page.goto("/trainings/new/")
     page.get_by_label("Name", exact=True).fill("started by a key")
-    page.get_by_label("Width").press("Enter")
+    page.get_by_label("Width", exact=True).press("Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text("started by a key")
 
 
