@@ -64,8 +64,7 @@ def test_the_enter_key_starts_the_work_and_neither_fills_in_nor_saves_a_template
 
 
 def test_the_caches_that_were_ticked_and_weighed_stay_when_another_text_is_chosen(page, made):
-    page.goto("/trainings/new/")
-    choose(page, "newer-text")
+    page.goto("/trainings/new/")  # of the newer text
     for name, weight in (("newer-cache", "3"), ("older-cache", "1")):
         page.get_by_role("checkbox", name=name).check()
         page.get_by_label(f"Weight of {name}").fill(weight)
