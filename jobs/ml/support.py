@@ -92,7 +92,8 @@ class Sparse:
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The places sorted by latent [n], their rows [n], the first of each latent [M]."""
-        places = self.latents.argsort(stable=True)
+        small = torch.int16 if self.width <= 2**15 else torch.int32  # sorted in a fraction of the time
+        places = self.latents.to(small).argsort(stable=True)
         counts = torch.bincount(self.latents, minlength=self.width)
         return places, self.rows[places], counts.cumsum(0) - counts
 

@@ -98,7 +98,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        sums = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
+        sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
+        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
         norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
@@ -106,15 +107,16 @@ class Trainer:
         if (step + 1) % self.config.log_every and step + 1 < self.config.steps:
             return {}
         self.check()
+        sums |= {"fvu": sums["mse"] * len(x) / squared_deviation(y).clamp_min(TINY), "l0": fired.sum() / len(x)}
         dead = (self.silent >= self.config.dead_window).float().mean()
         return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
 
-    def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
-        """Backward over the batch x [B, D], y [B, D_out] in micro-batches; its metrics as scalars on the device. What
-        is active is chosen in the whole batch, so that its parts change nothing."""
+    def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[dict[str, Tensor], Tensor]:
+        """Backward over the batch x [B, D], y [B, D_out] in micro-batches: what the loss is the sum of, as scalars on
+        the device, and on how many rows each latent fired [M]. What is active is chosen in the whole batch, so that its
+        parts change nothing."""
         support = self.sae.support(x, self.selection)
         self.sae.observe(x, support, moment)
-        total = squared_deviation(y).clamp_min(TINY)
         fired = torch.zeros_like(self.sae.b_enc)
         sums: dict[str, Tensor] = {}
         size = self.config.micro_batch_tokens or len(x)
@@ -128,8 +130,7 @@ class Trainer:
             for name, value in {"loss": loss, **fit.parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * share
             fired += fit.fired
-        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
-        return {**sums, "fvu": sums["mse"] * len(x) / total, "l0": fired.sum() / len(x)}
+        return sums, fired
 
     def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor) -> Tensor:
         """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about
