@@ -52,6 +52,9 @@ class Support(Protocol):
     def per_latent(self, f: Tensor) -> Tensor:
         """[M]: the entries of each latent, summed."""
 
+    def per_row(self, f: Tensor) -> Tensor:
+        """[B]: the entries of each row, summed."""
+
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         """decode() by the latents in [first, last) alone."""
 
@@ -109,6 +112,9 @@ class Sparse:
     def per_latent(self, f: Tensor) -> Tensor:
         return f.new_zeros(self.width).index_add_(0, self.latents, f)
 
+    def per_row(self, f: Tensor) -> Tensor:
+        return f.new_zeros(len(self.starts)).index_add(0, self.rows, f)
+
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         kept = ((self.latents >= first) & (self.latents < last)).nonzero().flatten()
         within = Sparse.of_pairs(self.rows[kept], self.latents[kept] - first, len(self.starts), last - first)
@@ -153,6 +159,9 @@ class Dense:
 
     def per_latent(self, f: Tensor) -> Tensor:
         return f.sum(0)
+
+    def per_row(self, f: Tensor) -> Tensor:
+        return f.sum(1)
 
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         return f[:, first:last] @ W[first:last]
