@@ -40,16 +40,8 @@ def dictionary_learning(case: dict[str, Any], given: dict[str, torch.Tensor]) ->
 
     d, m = given["x"].shape[1], len(given["b_enc"])
     cls = getattr(import_module(f"dictionary_learning.trainers.{case['module']}"), case["cls"])
-    common = {
-        "steps": 10**6,
-        "activation_dim": d,
-        "dict_size": m,
-        "layer": 0,
-        "lm_name": "x",
-        "device": "cpu",
-        "seed": 0,
-    }
-    trainer = cls(**common, **case["config"])
+    sizes = {"steps": 10**6, "activation_dim": d, "dict_size": m}
+    trainer = cls(**sizes, layer=0, lm_name="x", device="cpu", seed=0, **case["config"])
     trainer.ae = trainer.ae.double()
     names = {name: tuple(where) for name, where in case["names"].items()}  # ours → (theirs, turned round)
     parameters = dict(trainer.ae.named_parameters())
