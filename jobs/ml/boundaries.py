@@ -13,9 +13,10 @@ class Boundaries:
     were noted)."""
 
     def __init__(self, shards: TokenShards) -> None:
-        frame = shards.frame
-        self.before, self.after = (frame["before"], frame["after"]) if frame else (0, 0)
-        self.between = frame["between"][0] if frame and frame["between"] and shards.layout == "packed" else None
+        frame = shards.frame or {"before": 0, "after": 0, "between": []}
+        self.before: int = frame["before"]
+        self.after: int = frame["after"]
+        self.between: int | None = frame["between"][0] if frame["between"] and shards.layout == "packed" else None
         alone = shards.layout == "padded" and shards.stride is None
         self.unit = "documents" if alone or self.between is not None else "sequences"
         self.ended = 0  # separators in the batches that came before
