@@ -22,6 +22,7 @@ from jobs.ml.logistic import Probe, fit
 from jobs.ml.place import Place
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
+from jobs.ml.vocabulary import vocabulary
 
 EXAMPLES = ("tartan", "mirth", "window", "basket", "lemon")
 LETTERS = 26
@@ -40,13 +41,10 @@ FORMULAS = (
 
 def words_of(tokenizer: Any, seed: int = 0) -> list[tuple[int, int]]:
     """(token, letter) of tokens that are a whole word of plain letters, with the space before it."""
-    vocabulary = tokenizer.get_vocab()
     found = {}
-    for piece, index in sorted(vocabulary.items()):
-        text = tokenizer.convert_tokens_to_string([piece])
-        spaced = piece[:1] in ("Ġ", "▁", " ") or text[:1] == " "
-        if spaced and re.fullmatch(r"[a-z]{3,}", text.strip().lower()) and text.strip().isascii():
-            found[index] = ord(text.strip()[0].lower()) - ord("a")
+    for index, text in enumerate(vocabulary(tokenizer)):
+        if re.fullmatch(r" [A-Za-z]{3,}", text):
+            found[index] = ord(text[1].lower()) - ord("a")
     words = list(found.items())
     random.Random(seed).shuffle(words)
     return words[:WORDS]
