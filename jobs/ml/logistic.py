@@ -36,7 +36,7 @@ def fit(x: Tensor, y: Tensor) -> Probe:
         return total
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
+        solver.step(loss)
     found = w.detach()
     weight = found[:-1] * scale
     return Probe(weight, found[-1] - weight @ mean)
