@@ -17,13 +17,14 @@ from jobs.ml.directions import similarity
 from jobs.ml.language_model import is_causal
 from jobs.ml.place import find_place
 from jobs.ml.predictions import Predictions
-from jobs.ml.reconstruction import DENSE, Reconstruction
+from jobs.ml.reconstruction import Reconstruction
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
 from jobs.ml.tokens import TokenShards
 
-__all__ = ["DENSE", "Predictions", "Reconstruction", "evaluate", "measure"]
+__all__ = ["Predictions", "Reconstruction", "evaluate", "measure", "predictions"]
 
+SIMILAR = "decoder_similarity/1"  # weights alone: not a figure of tokens
 LOGIT_BYTES = 2**27  # for one forward pass: fewer sequences at once where the vocabulary is large
 
 
@@ -33,12 +34,9 @@ def evaluate(
     """The figures of `measure`, which takes the same, as a dictionary of plain numbers without their intervals; None
     is "not measured", and `not_measured` says why."""
     found = measure(model, sae, reads, shards, resamples=0, **options)
-    figures = {name: one["value"] for name, one in found["figures"].items() if one["formula"] != SIMILAR}
+    figures = plain({name: one for name, one in found["figures"].items() if one["formula"] != SIMILAR})
     kept = ("special_tokens_skipped", "not_measured")
     return {**found["counts"], **figures, **{name: found[name] for name in kept}}
-
-
-SIMILAR = "decoder_similarity/1"
 
 
 @torch.no_grad()
@@ -69,26 +67,56 @@ def measure(
     causal = is_causal(model.config)
     rows = covering(shards, tokens)
     ce_rows = covering(shards, ce_tokens) if causal else 0
-    quality, predictions = Reconstruction(sae), Predictions(model, sae, place)
+    quality, rebuilt = Reconstruction(sae), Predictions(model, sae, place)
     documents = Boundaries(shards)
     for read in batches(shards, 0, rows, model_batch, skip_special):
         read = read.to(model.device)
         x, y = place.capture(model, read)
         quality.add(read.counted(x), read.counted(y), read.counted(documents.of(read)))
         on_progress(read.first + len(read.ids), rows + ce_rows)
-    logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
-    size, documents = min(model_batch, max(1, LOGIT_BYTES // logit_bytes)), Boundaries(shards)
-    for read in batches(shards, 0, ce_rows, size, skip_special):
+    documents = Boundaries(shards)
+    for read in batches(shards, 0, ce_rows, rows_with_logits(model, shards, model_batch), skip_special):
         read = read.to(model.device)
-        predictions.add(read, documents.of(read))
+        rebuilt.add(read, documents.of(read))
         on_progress(rows + read.first + len(read.ids), rows + ce_rows)
     reason = {} if causal else {"ce": f"{type(model).__name__} does not predict the next token"}
     return {
-        "figures": {**quality.figures(resamples, seed), **predictions.figures(resamples, seed), **similarity(sae)},
-        "counts": {**quality.counts(), "ce_tokens": predictions.sums.n},
+        "figures": {**quality.figures(resamples, seed), **rebuilt.figures(resamples, seed), **similarity(sae)},
+        "counts": {**quality.counts(), "ce_tokens": rebuilt.sums.n},
         "density": quality.density(),
         "drawn": quality.sums.about(documents.unit),
-        "ce_drawn": predictions.sums.about(documents.unit),
+        "ce_drawn": rebuilt.sums.about(documents.unit),
         "special_tokens_skipped": skip_special,
         "not_measured": reason,
     }
+
+
+@torch.no_grad()
+def predictions(
+    model: PreTrainedModel,
+    sae: Sae,
+    reads: str | Sequence[str],
+    shards: TokenShards,
+    *,
+    writes: Sequence[str] = (),
+    tokens: int,
+    skip_special: bool = True,
+    model_batch: int = 8,
+) -> dict[str, Any]:
+    """That part of evaluate() alone."""
+    rebuilt, documents = Predictions(model, sae, find_place(model, sae, reads, writes)), Boundaries(shards)
+    size = rows_with_logits(model, shards, model_batch)
+    for read in batches(shards, 0, covering(shards, tokens), size, skip_special):
+        read = read.to(model.device)
+        rebuilt.add(read, documents.of(read))
+    return plain(rebuilt.figures(resamples=0)) | {"ce_tokens": rebuilt.sums.n}
+
+
+def plain(figures: dict[str, Any]) -> dict[str, float | None]:
+    return {name: one["value"] for name, one in figures.items()}
+
+
+def rows_with_logits(model: PreTrainedModel, shards: TokenShards, model_batch: int) -> int:
+    """Sequences per forward pass whose logits are not too large."""
+    logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
+    return min(model_batch, max(1, LOGIT_BYTES // logit_bytes))

@@ -38,24 +38,18 @@ class Evaluation(Artifact):
     result = models.JSONField(default=dict, editable=False)
 
     @property
-    def sites(self) -> tuple[list[str], list[str]]:
-        """Those that the SAE reads, and those that it writes where they are others."""
-        return getattr(self.sae, "reads", None) or [self.sae.site], getattr(self.sae, "writes", [])
-
-    @property
     def figures(self) -> dict[str, dict[str, Any]]:
         """{value, low, high, n, formula} by name."""
         return self.result.get("figures", {})
 
     def params(self) -> dict[str, Any]:
-        reads, writes = self.sites
         return {
             "model_folder": str(self.sae.language_model.folder),
             "tokens_folder": str(self.tokenization.folder),
             "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
-            "reads": reads,
-            "writes": writes,
+            "reads": self.sae.reads,
+            "writes": self.sae.writes,
             "split": self.split,
             "tokens": self.n_tokens,
             "dtype": self.dtype,

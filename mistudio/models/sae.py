@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import ClassVar
 
 from django.db import models
 
+from jobs.ml.architectures import ARCHITECTURES
 from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import LanguageModel
 from mistudio.models.training import Training
@@ -13,13 +15,15 @@ class Sae(Artifact):
     NOUN, ROOM, KIND = "SAE", "saes", "train_sae"
     BUILT_ON = ("language_model",)
 
-    training = models.OneToOneField(Training, on_delete=models.PROTECT, null=True, blank=True, related_name="sae")
+    training = models.ForeignKey(Training, on_delete=models.PROTECT, null=True, blank=True, related_name="saes")
+    number = models.PositiveIntegerField(default=0, editable=False)  # of the training's SAEs, from 0
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="saes")
-    site = models.CharField(max_length=120)
+    reads = models.JSONField(default=list)  # its sites; several of a crosscoder
+    writes = models.JSONField(default=list, blank=True)  # of a transcoder: the site that it rebuilds
     architecture = models.CharField(max_length=20)
     d_in = models.PositiveIntegerField()
     width = models.PositiveIntegerField()
-    k = models.PositiveIntegerField(null=True, blank=True)
+    options = models.JSONField(default=dict, blank=True)  # of its architecture
     # On `evaluated_tokens` held-out tokens; None is "not measured".
     fvu = models.FloatField(null=True, editable=False)
     l0 = models.FloatField(null=True, editable=False)
@@ -31,6 +35,24 @@ class Sae(Artifact):
 
     class Meta(Artifact.Meta):
         verbose_name = "SAE"
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            *Artifact.Meta.constraints,
+            models.UniqueConstraint(fields=["training", "number"], name="sae_number_once_per_training"),
+        ]
+
+    @property
+    def site(self) -> str:
+        """What it reads and, where that is something else, what it writes."""
+        return " → ".join(" + ".join(side) for side in (self.reads, self.writes) if side)
+
+    @property
+    def label(self) -> str:
+        known = ARCHITECTURES.get(self.architecture)
+        return known.label if known else self.architecture
+
+    @property
+    def k(self) -> int | None:
+        return self.options.get("k")
 
     @property
     def explained_variance(self) -> float | None:
@@ -39,7 +61,7 @@ class Sae(Artifact):
     @property
     def folder(self) -> Path:
         """A training writes its SAE into its own folder, before there is a row."""
-        return self.training.sae_folder if self.training else super().folder
+        return self.training.sae_folder(self.number) if self.training else super().folder
 
     def command(self) -> str:
         return self.training.command() if self.training else ""

@@ -52,7 +52,7 @@ def test_left_empty_it_reads_the_held_out_tokens_of_the_training(alice, sae):
     assert (made.name, made.split, made.n_tokens) == ("sae-evaluation", "held_out", 1000)
     assert made.tokenization == sae.training.tokenization
     params = made.job.params
-    assert made.job.kind == "evaluate_sae" and params["reads"] == [sae.site] and not params["labelled"]
+    assert made.job.kind == "evaluate_sae" and params["reads"] == sae.reads == [sae.site] and not params["labelled"]
     assert made.command() == (
         f"mistudio evaluate_sae sae --name sae-evaluation --tokenization {made.tokenization} --tokens 1000 "
         "--dtype float32"
