@@ -1,6 +1,7 @@
 """The figures of an evaluation as its page shows them."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from django.utils.safestring import SafeString
@@ -29,6 +30,7 @@ LABELS = {
     "sparse_probing_accuracy": "Accuracy by latents",
     "sparse_probing_f1": "F1 by latents",
     "tpp": "TPP, latents taken out",
+    "spurious_harm": "Harm of the second label",
     "scr": "SCR, latents taken out",
     "absorption_fraction": "Absorption fraction",
     "full_absorption": "Full absorption",
@@ -44,6 +46,7 @@ MEANINGS = {
     "share_of_near_duplicates": "cosine above 0.9",
     "nearest_decoder_cosine": "mean over latents",
     "tpp": "how much more the own probe loses than the others",
+    "spurious_harm": "accuracy that a misled probe loses",
     "scr": "share of the harm of the second label undone",
 }
 TITLES = (  # of the groups, each with how the names of its figures begin, and what n counts
@@ -51,7 +54,7 @@ TITLES = (  # of the groups, each with how the names of its figures begin, and w
     ("Sparsity", ("l0", "l1"), "tokens"),
     ("Predictions", ("ce_", "kl_"), "tokens"),
     ("Dictionary", ("nearest", "share_of"), "latents"),
-    ("Labelled texts", ("probe", "sparse_probing", "tpp", "scr"), "texts"),
+    ("Labelled texts", ("probe", "sparse_probing", "tpp", "spurious", "scr"), "texts"),
     ("Absorption", ("absorption", "full_absorption", "spelling"), "words"),
 )
 ORDER = {name: place for place, name in enumerate(LABELS)}
@@ -69,12 +72,18 @@ class Group(NamedTuple):
     rows: list[Row]
 
 
+MISSING = {"ce": "Predictions", "labels": "Labelled texts", "scr": "SCR", "absorption": "Absorption"}
+
+
 def groups(figures: Mapping[str, dict[str, Any]]) -> list[Group]:
     """Those that have something in them."""
     found = []
     for title, beginnings, unit in TITLES:
         own = [name for name in figures if name.startswith(beginnings)]
         rows = [row(name, figures[name], unit) for name in sorted(own, key=place)]
+        for before, after in pairwise(range(len(rows))):
+            if rows[after].figure["formula"] == rows[before].figure["formula"]:
+                rows[after] = rows[after]._replace(meaning="")  # said once
         if rows:
             found.append(Group(title, rows))
     return found
@@ -101,6 +110,11 @@ def parted(name: str) -> tuple[str, int]:
 def classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of the labelled texts, with the latents that tell each."""
     return result.get("classes", [])
+
+
+def missing(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was not measured, and why not."""
+    return [(MISSING.get(name, name), why) for name, why in result.get("not_measured", {}).items()]
 
 
 def densities(result: Mapping[str, Any]) -> SafeString | str:

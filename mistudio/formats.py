@@ -62,7 +62,7 @@ def figure(value: Any) -> str:
     if known is None:
         return NONE
     size = abs(known)
-    return significant(known) if 0 < size < 0.01 else grouped(known, 3 if size < 10 else 1 if size < 1000 else 0)
+    return significant(known) if 0 < size < 0.0005 else grouped(known, 3 if size < 10 else 1 if size < 1000 else 0)
 
 
 def interval(measured: Any) -> str:

@@ -18,7 +18,7 @@ from jobs.ml.sae import Sae
 
 KS = (1, 2, 5)
 TAKEN_OUT = (2, 5, 10, 20, 50, 100, 500)  # latents
-LEAST_HARM = 0.001  # in accuracy: a spurious label that does less can not be taken away
+LEAST_HARM = 0.001  # in accuracy: no resample is divided by less
 
 
 class Scores:
@@ -147,27 +147,33 @@ def scr(sae: Sae, pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str,
     if not ways:
         return {}, "too few texts with each pair of the two commonest labels and second labels"
     way = min(ways, key=lambda one: one.accuracy)
-    found = {}
+    answers = {"biased": way.biased.says(pooled.y[way.rows]), "clean": way.clean.says(pooled.y[way.rows])}
+    plain = Scores(len(pooled.labels), resamples)
+    for name, said in answers.items():
+        plain.answer(name, way.rows, said, way.truth)
+    found = {"spurious_harm": plain.figure(Formula("spurious_harm", 1, harm), ~pooled.train)}
+    if (found["spurious_harm"]["low"] or 0) <= 0:
+        return (
+            found,
+            "what the second label costs a probe cannot be told from nothing: see the harm of the second label",
+        )
     for n in (n for n in TAKEN_OUT if n <= sae.width):
         scores = Scores(len(pooled.labels), resamples)
         order = effects(sae, pooled, way.spurious, *way.spurious_rows).abs()  # on whichever side it speaks
-        answers = {
-            "biased": way.biased.says(pooled.y[way.rows]),
-            "clean": way.clean.says(pooled.y[way.rows]),
-            "changed": way.biased.says(without(sae, pooled, way.rows, strongest(order, n))),
-        }
-        for name, said in answers.items():
+        changed = way.biased.says(without(sae, pooled, way.rows, strongest(order, n)))
+        for name, said in {**answers, "changed": changed}.items():
             scores.answer(name, way.rows, said, way.truth)
 
         def share(s: Sums) -> np.ndarray:
-            harm = accuracy(s, "clean") - accuracy(s, "biased")
-            done = accuracy(s, "changed") - accuracy(s, "biased")
-            return ratio(done, np.where(harm < LEAST_HARM, 0, harm))
+            return ratio(accuracy(s, "changed") - accuracy(s, "biased"), np.maximum(harm(s), LEAST_HARM))
 
         found[f"scr_{n}"] = scores.figure(Formula("scr", 1, share), ~pooled.train)
-    if all(one["value"] is None for one in found.values()):
-        return {}, "the second label does not mislead a probe of the first one here"
     return found, ""
+
+
+def harm(s: Sums) -> np.ndarray:
+    """By how much a probe is worse that learnt from texts in which both labels go together."""
+    return accuracy(s, "clean") - accuracy(s, "biased")
 
 
 class Biased:

@@ -2,7 +2,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from mistudio.evaluated import classes, densities, groups
+from mistudio.evaluated import classes, densities, groups, missing
 from mistudio.forms.evaluation import EvaluationForm
 from mistudio.models import Evaluation, Sae
 from mistudio.views.artifact import creation, deletion, found, topics
@@ -30,6 +30,7 @@ def evaluation(request: HttpRequest, pk: int) -> HttpResponse:
         "groups": groups(row.figures),
         "classes": classes(row.result),
         "densities": densities(row.result),
+        "missing": missing(row.result),
         "topics": topics(row),
     }
     return render(request, "evaluation/detail.html", context)

@@ -8,6 +8,7 @@ from django.urls import reverse
 
 from jobs.models import Job
 from mistudio.evaluated import groups
+from mistudio.formats import figure, interval
 from mistudio.forms.evaluation import EvaluationForm
 from mistudio.ingest import evaluation as ingest_evaluation
 from mistudio.models import Evaluation
@@ -193,8 +194,15 @@ def test_figures_stand_in_groups_in_the_order_of_their_meaning(alice):
     found = {group.title: [row.label for row in group.rows] for group in groups(figures)}
     assert list(found) == ["Reconstruction", "Sparsity", "Predictions", "Dictionary", "Labelled texts"]
     assert found["Labelled texts"] == [
-        "Accuracy by latents, k = 1", *(f"TPP, latents taken out: {n}" for n in (2, 20, 100))
+        "Accuracy by latents, k = 1",
+        *(f"TPP, latents taken out: {n}" for n in (2, 20, 100))
     ]  # fmt: skip
+
+
+def test_small_figures_keep_their_places_and_tiny_ones_their_digits():
+    assert interval({"low": -0.0015, "high": 0.0263}) == "[−0.002, 0.026]"
+    assert (figure(0.0001234), figure(41.72), figure(1203.9), figure(None)) == ("1.23e-4", "41.7", "1,204", "–")
+    assert interval({"low": None, "high": None}) == interval(None) == ""
 
 
 def test_the_command_takes_what_the_form_takes(alice, sae, reviews, capsys):

@@ -85,6 +85,19 @@ def test_labelled_texts_give_probes_and_latents_of_each_class(result) -> None:
     assert result["not_measured"]["scr"] == "no column with second labels was chosen"
 
 
+def test_second_labels_give_scr_or_the_harm_that_is_too_small_for_it(home) -> None:
+    rows = [
+        {"review": f"{'green hills' if n % 2 else 'the cat sat'} {'rain fell softly' * (n // 2 % 2)} {n}",
+         "topic": n % 2, "weather": n // 2 % 2}
+        for n in range(400)
+    ]  # fmt: skip
+    (home / "topics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"labelled": str(home / "topics.jsonl"), "label_column": "topic", "second_label_column": "weather"}
+    found = evaluate_sae.run(labelled(home, "topics", absorption=False, **source), Counting())
+    harm = found["figures"]["spurious_harm"]
+    assert ("scr_2" in found["figures"]) == (harm["low"] > 0) == ("scr" not in found["not_measured"])
+
+
 def test_what_cannot_be_measured_says_why(home, result) -> None:
     assert result["not_measured"]["absorption"].startswith("the tokenizer has fewer than two letters")
     plain = evaluate_sae.run(params(home, "plain"), Counting())

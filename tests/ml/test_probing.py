@@ -131,8 +131,18 @@ def test_taking_out_the_latent_of_the_second_label_removes_the_correlation() -> 
     sae, pooled = told_apart(seconds=True)
     figures, why = scr(sae, pooled)
     assert not why
+    assert figures["spurious_harm"]["low"] > 0.05
+    assert figures["scr_2"]["low"] <= figures["scr_2"]["value"] <= figures["scr_2"]["high"]
     assert figures["scr_2"]["value"] > 0.8
     assert figures["scr_2"]["n"] == int((~pooled.train).sum())
+
+
+def test_a_second_label_that_harms_no_probe_leaves_nothing_to_remove() -> None:
+    sae, pooled = told_apart(seconds=True)
+    pooled.y = pooled.y - 2 * pooled.f[:, 3:4] @ sae.W_dec[3:4] / 2  # no trace of it is left
+    figures, why = scr(sae, pooled)
+    assert list(figures) == ["spurious_harm"] and figures["spurious_harm"]["low"] <= 0
+    assert "cannot be told from nothing" in why
 
 
 def test_without_second_labels_there_is_no_correlation_to_remove_and_the_result_says_so() -> None:
