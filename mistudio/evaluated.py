@@ -1,7 +1,6 @@
 """The figures of an evaluation as its page shows them."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from django.utils.safestring import SafeString
@@ -81,12 +80,15 @@ def groups(figures: Mapping[str, dict[str, Any]]) -> list[Group]:
     for title, beginnings, unit in TITLES:
         own = [name for name in figures if name.startswith(beginnings)]
         rows = [row(name, figures[name], unit) for name in sorted(own, key=place)]
-        for before, after in pairwise(range(len(rows))):
-            if rows[after].figure["formula"] == rows[before].figure["formula"]:
-                rows[after] = rows[after]._replace(meaning="")  # said once
         if rows:
-            found.append(Group(title, rows))
+            found.append(Group(title, said_once(rows)))
     return found
+
+
+def said_once(rows: list[Row]) -> list[Row]:
+    """A meaning stands at the first of several figures that follow each other and have it."""
+    before = ["", *(one.meaning for one in rows)]
+    return [one._replace(meaning="") if one.meaning == last else one for last, one in zip(before, rows, strict=False)]
 
 
 def place(name: str) -> tuple[int, int]:

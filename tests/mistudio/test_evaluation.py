@@ -192,6 +192,7 @@ def test_pages_ask_as_much_for_ten_evaluations_as_for_one(alice, client_of, sae)
 def test_figures_stand_in_groups_in_the_order_of_their_meaning(alice):
     figures = rows.evaluation(alice.team).figures | {f"tpp_{n}": rows.figure(0.1) for n in (100, 2, 20)}
     found = {group.title: [row.label for row in group.rows] for group in groups(figures)}
+    assert [bool(row.meaning) for row in groups(figures)[-1].rows] == [False, True, False, False]
     assert list(found) == ["Reconstruction", "Sparsity", "Predictions", "Dictionary", "Labelled texts"]
     assert found["Labelled texts"] == [
         "Accuracy by latents, k = 1",
