@@ -56,6 +56,21 @@ def significant(value: Any, digits: Any = 3) -> str:
     return grouped(known, max(0, int(digits) - 1 - magnitude))
 
 
+def figure(value: Any) -> str:
+    """Of what was measured: 0.913, 41.7, 1,204."""
+    known = number(value)
+    if known is None:
+        return NONE
+    size = abs(known)
+    return significant(known) if 0 < size < 0.0005 else grouped(known, 3 if size < 10 else 1 if size < 1000 else 0)
+
+
+def interval(measured: Any) -> str:
+    """[0.905, 0.921] of {low, high}; nothing where there is no interval."""
+    low, high = (number(measured.get(end)) for end in ("low", "high")) if isinstance(measured, dict) else (None, None)
+    return "" if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
+
+
 def si(value: Any) -> str:
     """Three digits and a letter: 43.6 k, 312 M, 9.62 B."""
     known = number(value)

@@ -11,7 +11,17 @@ from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
-from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
+from mistudio.models import (
+    ActivationCache,
+    Dataset,
+    Evaluation,
+    Feature,
+    LanguageModel,
+    Sae,
+    Scan,
+    Tokenization,
+    Training,
+)
 from mistudio.models.artifact import artifact_of, free_name
 from mistudio.models.plan import differences
 from mistudio.models.upload import used_up
@@ -146,6 +156,13 @@ def scan(job: Job, result: dict[str, Any]) -> None:
         n_dead=result["dead"],
         n_dense=result["dense"],
     )
+
+
+def evaluation(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Evaluation):
+        return
+    row.mark_ready(result=result, evaluated_tokens=result["counts"]["tokens"])
 
 
 def measure(sae: Sae, scan: Scan | None) -> None:

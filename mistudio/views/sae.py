@@ -17,13 +17,16 @@ def saes(request: HttpRequest) -> HttpResponse:
 def sae(request: HttpRequest, pk: int) -> HttpResponse:
     row = found(request, Sae, pk, "language_model", "training__tokenization__dataset", "scan")
     scans = list(row.scans.select_related("job", "tokenization"))
-    live = [topic for scan in scans if not scan.ready for topic in topics(scan)]
+    evaluations = list(row.evaluations.select_related("job", "tokenization"))
+    live = [topic for one in (*evaluations, *scans) if not one.ready for topic in topics(one)]
     form = ScanForm(team=row.team, owner=row.owner, sae=row)
     newest = row.scan
     context = {
         "object": row,
         "scans": scans,
         "scan": newest,
+        "evaluations": evaluations,
+        "evaluation": next((one for one in evaluations if one.ready), None),
         "densities": density_figure(newest) if newest else "",
         "form": form,
         "users": row.users(),
