@@ -24,6 +24,8 @@ VECTORS, MOST_CODES = 256, 2**25
 LIMIT = 1e-5  # of the largest value
 AT_THRESHOLD = 0.01  # of the vectors, at most, may have a latent so near to its threshold that rounding decides
 SECONDS = 600
+HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")  # of the environment: no secrets
+OWN = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "CUDA_VISIBLE_DEVICES": ""}  # sparsify has it for CUDA
 PEERS = "MISTUDIO_PEERS"  # a Python in which the peers are installed
 MODULES = {"sae-lens": "sae_lens", "eai-sparsify": "sparsify", "dictionary-learning": "dictionary_learning"}
 
@@ -119,8 +121,7 @@ def ask_peer(python: str, folder: Path, name: str, x: Tensor) -> tuple[Tensor, T
     with tempfile.TemporaryDirectory() as room:
         given, out = Path(room, "x.safetensors"), Path(room, "out.safetensors")
         save_file({"x": x}, given)
-        known = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
-        env = {key: os.environ[key] for key in known if key in os.environ} | {"HF_HUB_OFFLINE": "1"}  # no secrets
+        env = {key: os.environ[key] for key in HANDED_ON if key in os.environ} | OWN
         words = [python, "-I", str(script), name, str(folder), str(given), str(out)]
         try:
             done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)  # noqa: S603
