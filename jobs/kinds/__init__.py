@@ -18,6 +18,8 @@ KINDS: dict[str, str] = {
     "cache_activations": "jobs.kinds.cache_activations",
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",
+    "import_sae": "jobs.kinds.import_sae",
+    "export_sae": "jobs.kinds.export_sae",
     "sleepy": "jobs.kinds.sleepy",
 }
 

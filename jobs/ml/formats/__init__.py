@@ -6,8 +6,9 @@ The table needs no torch: forms and pages read it too. Every module has
   write(sae, folder, …)  where the table says which architectures it can hold
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,7 @@ def module_of(name: str) -> ModuleType:
 
 
 def format_of(folder: Path) -> str:
-    """By the names of the files, "" where they are of no known format."""
+    """By the names of the files, "" where they are of no known format. Links are not followed."""
     whole = (name for name, format in FORMATS.items() for names in format.files if all_there(folder, names))
     return next(whole, "")
 
@@ -64,24 +65,56 @@ def all_there(folder: Path, names: tuple[str, ...]) -> bool:
     return all((folder / name).is_file() and not (folder / name).is_symlink() for name in names)
 
 
-def find(folder: Path) -> Path:
-    """The folder itself, or the one folder in it that holds an SAE. Raises Unusable: there is none, or several."""
-    if not folder.is_dir():
-        raise Unusable(f"There is no folder {folder}.", "Give the folder that holds the SAE's files.")
-    if format_of(folder):
-        return folder
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    found = sorted({above for path in files for above in path.relative_to(folder).parents if format_of(folder / above)})
+def is_known(name: str) -> bool:
+    """May a file of this path be part of an SAE?"""
+    return any(f"/{name}".endswith(f"/{known}") for known in NAMES)
+
+
+def among(names: Iterable[str]) -> dict[str, str]:
+    """Folder ("" is the top) → its format, of the files with these paths."""
+    there = {"/" + name.strip("/") for name in names}
+    found: dict[str, str] = {}
+    for name, format in FORMATS.items():
+        for files in format.files:
+            above = {path.removesuffix(f"/{files[0]}") for path in there if path.endswith(f"/{files[0]}")}
+            found |= {
+                folder.strip("/"): name
+                for folder in sorted(above)
+                if all(f"{folder}/{file}" in there for file in files)
+            }
+    return found
+
+
+def choose(names: Collection[str], path: str = "") -> str:
+    """The folder of the one SAE among the files, at the path or below it. Raises Unusable: there is none, or
+    several."""
+    path = path.strip("/")
+    below = [name for name in names if not path or name == path or name.startswith(f"{path}/")]
+    if path and not below:
+        folders = sorted({name.rpartition("/")[0] for name in names})
+        near = ", ".join(get_close_matches(path, folders, 3, 0.4) or folders[:3])
+        raise Unusable(f"There is no folder {path}.", f"There are {near}." if near else "Leave it empty.", "path")
+    found = among(below)
+    if path in found:
+        return path
     if len(found) == 1:
-        return folder / found[0]
+        return next(iter(found))
     if found:
-        some = ", ".join(str(path) for path in found[:5]) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
+        some = ", ".join(sorted(found)[:5]) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
         raise Unusable(f"There are {len(found):,} SAEs here: {some}.", "Give the folder of one of them.", "path")
-    if pickles := sorted(path.name for path in files if path.name.endswith(UNSAFE)):
+    if pickles := sorted(name for name in below if name.endswith(UNSAFE)):
         said = f"only {', '.join(pickles[:3])}, which can run code when opened"
         raise Unusable(f"No known SAE is here, {said}.", f"Known are {KNOWN}.")
-    there = ", ".join(sorted(path.name for path in files)[:5]) or "no file"
+    there = ", ".join(sorted(below)[:5]) or "no file"
     raise Unusable(f"No known SAE is here; there is {there}.", f"Known are {KNOWN}.")
+
+
+def find(folder: Path, path: str = "") -> Path:
+    """The folder of the one SAE at the path in the folder, or below it. Raises Unusable."""
+    if not folder.is_dir():
+        raise Unusable(f"There is no folder {folder}.", "Give the folder that holds the SAE's files.")
+    files = (file for file in folder.rglob("*") if not file.is_symlink() and file.is_file())
+    return folder / choose([file.relative_to(folder).as_posix() for file in files], path)
 
 
 def recognise(folder: Path | str, place: str = "") -> Facts:
@@ -91,7 +124,7 @@ def recognise(folder: Path | str, place: str = "") -> Facts:
     name = format_of(folder)
     if not name:
         find(folder)  # which says what is there
-        raise Unusable(f"No known SAE is in {folder}.", f"Known are {KNOWN}.")
+        raise Unusable(f"The SAE in {folder} lies in a folder within.", "Give that folder.")
     facts: Facts = module_of(name).facts(folder, place or str(folder))
     return facts.check()
 
