@@ -1,5 +1,6 @@
 """A finished job's files → rows. Each may run twice: what a crash interrupted is done again, to the same end."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
-from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
+from mistudio.models import ActivationCache, Dataset, Export, Feature, LanguageModel, Sae, Scan, Tokenization, Training
 from mistudio.models.artifact import artifact_of, free_name
 from mistudio.models.upload import used_up
 from mistudio.vocabulary import read_vocabulary
@@ -133,6 +134,25 @@ def training(job: Job, result: dict[str, Any]) -> None:
         evaluated_tokens=result.get("evaluated_tokens"),
         metrics=result.get("metrics", {}),
     )
+
+
+def imported_sae(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Sae) or not row.foreign:
+        return
+    shutil.rmtree(row.upload_folder, ignore_errors=True)
+    row.mark_ready(
+        site=result["reads"][0],
+        imported={**row.imported, **result},
+        licence=row.licence or result["licence"],
+        **{name: result[name] for name in ("architecture", "d_in", "width", "k", "commit", "path")},
+    )
+
+
+def export(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if isinstance(row, Export):
+        row.mark_ready(archive=result["archive"], result=result)
 
 
 def scan(job: Job, result: dict[str, Any]) -> None:

@@ -139,13 +139,14 @@ def from_hub(params: Params, room: Path, ctx: Context) -> tuple[str, str, str]:
 
     keep_to_limit(ctx)
     begun = store.read_json(room / ORIGIN) if (room / ORIGIN).is_file() else {}
-    revision = begun["commit"] if begun.get("params") == asdict(params) else params.revision
+    asked = store.fingerprint(asdict(params))
+    revision = begun["commit"] if begun.get("asked") == asked else params.revision
     patience = hub.Patience(ctx.check, ctx.log)
     repository = hub.look_up("model", params.source, revision, patience=patience)
     if begun.get("commit") != repository.commit:
         store.remove(room)
     room.mkdir(parents=True, exist_ok=True)
-    store.write_json(room / ORIGIN, {"params": asdict(params), "commit": repository.commit})
+    store.write_json(room / ORIGIN, {"asked": asked, "commit": repository.commit})
     chosen = formats.choose([file.name for file in repository.files], params.path)
     files = [file for file in repository.files if belongs(file.name, chosen)]
     total = sum(file.size or 0 for file in files)

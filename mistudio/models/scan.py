@@ -32,7 +32,8 @@ class Scan(Artifact):
             "tokens_folder": str(self.tokenization.folder),
             "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
-            "site": self.sae.site,
+            "reads": self.sae.sites_read,
+            "writes": self.sae.sites_written,
             "tokens": self.n_tokens,
             "dtype": self.dtype,
         }
