@@ -4,7 +4,18 @@ from typing import Any
 
 from django.utils import timezone
 
-from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
+from mistudio.models import (
+    ActivationCache,
+    Dataset,
+    Export,
+    Feature,
+    LanguageModel,
+    Sae,
+    Scan,
+    Team,
+    Tokenization,
+    Training,
+)
 
 SITES = [
     {"name": f"blocks.{n}.{hook}", "width": 16}
@@ -161,3 +172,14 @@ def scan(team: Team, name: str = "scan", **fields: Any) -> Scan:
         row.scan = made
         row.save()
     return made
+
+
+def export(team: Team, name: str = "export", **fields: Any) -> Export:
+    row = fields.pop("sae", None) or sae(team, f"{name}-sae")
+    certificate = {
+        "format": "saelens", "by_peer": True, "package": "sae-lens", "version": "6.54.12", "vectors": 256,
+        "at_threshold": 0, "active": 4.0, "codes": 1e-8, "x_hat": 1e-8, "limit": 1e-5, "holds": True,
+    }  # fmt: skip
+    result = {"bytes": 1000, "inner": "sae", "certificate": certificate}
+    known = {"archive": "sae.zip", "result": result, "ready_at": timezone.now()}
+    return Export.objects.create(team=team, name=name, sae=row, **{**known, **fields})

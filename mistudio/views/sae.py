@@ -37,7 +37,7 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "job": row.job,
         "scans": scans,
         "exports": exports,
-        "export_form": ExportForm(team=row.team, owner=row.owner, sae=row) if row.ready else None,
+        "export_form": ExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s") if row.ready else None,
         "scan": newest,
         "densities": density_figure(newest) if newest else "",
         "form": form,
