@@ -88,6 +88,13 @@ def test_a_foreign_sae_is_scanned_and_browsed_like_any_other(alice, client_of, t
     assert client.get(strongest.get_absolute_url()).content.decode().count('class="tok') > 10
     assert client.get(sae.get_absolute_url()).status_code == 200
 
+    export = launch(ExportForm, alice, sae=sae.pk, format="neuronpedia")
+    with zipfile.ZipFile(export.path) as archive:
+        [batch] = [name for name in archive.namelist() if name.endswith("batch-0.json")]
+        written = json.loads(archive.read(batch))["features"]
+    assert len(written) == scan.n_alive and written[0]["activations"][0]["tokens"]
+    assert export.certificate == {} and "Certificate" not in client.get(export.get_absolute_url()).content.decode()
+
 
 @pytest.mark.parametrize(
     ("fields", "sites", "field", "said"),
