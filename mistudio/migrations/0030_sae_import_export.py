@@ -62,6 +62,7 @@ class Migration(migrations.Migration):
                 ('format', models.CharField(choices=[('saelens', 'SAELens'), ('sparsify', 'sparsify'), ('dictionary_learning', 'dictionary_learning'), ('gemma_scope', 'Gemma Scope'), ('neuronpedia', 'Neuronpedia (SAEDashboard)')], default='saelens', max_length=30)),
                 ('repository', models.CharField(blank=True, max_length=200, verbose_name='hub repository')),
                 ('private', models.BooleanField(default=True)),
+                ('licence', models.CharField(blank=True, max_length=120)),
                 ('archive', models.CharField(blank=True, editable=False, max_length=200)),
                 ('result', models.JSONField(default=dict, editable=False)),
                 ('job', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='jobs.job')),

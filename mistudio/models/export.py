@@ -24,6 +24,7 @@ class Export(Artifact):
     format = models.CharField(max_length=30, choices=CHOICES, default="saelens")
     repository = models.CharField("hub repository", max_length=200, blank=True)
     private = models.BooleanField(default=True)
+    licence = models.CharField(max_length=120, blank=True)
     archive = models.CharField(max_length=200, blank=True, editable=False)  # its file in the folder
     result = models.JSONField(default=dict, editable=False)
 
@@ -50,7 +51,7 @@ class Export(Artifact):
             "sae_folder": str(sae.folder),
             "folder": str(self.folder),
             "format": self.format,
-            "about": sae.about(),
+            "about": {**sae.about(), "licence": self.licence or sae.licence},
             "module": modules.get(site) or "",
             "repository": self.repository,
             "private": self.private,
@@ -68,4 +69,5 @@ class Export(Artifact):
             "format": self.format,
             "repository": self.repository,
             "private": bool(self.repository and self.private),
+            "licence": self.licence,
         }

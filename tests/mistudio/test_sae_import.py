@@ -134,7 +134,7 @@ def test_the_page_shows_what_is_there_before_anything_is_imported(alice, client_
     client, url = client_of(alice), reverse("sae_new")
     assert client.get(url).status_code == 200
     page = client.post(url, {"source": str(there), "language_model": model.pk, "preview": "1"}).content.decode()
-    for said in ("SAELens", "jumprelu", "40 latents", "blocks.3.hook_resid_post", "gpt2"):
+    for said in ("SAELens", "JumpReLU", "40 latents", "blocks.3.hook_resid_post", "gpt2"):
         assert said in page, said
     assert not Sae.objects.exists()
 
@@ -277,7 +277,7 @@ def test_what_is_pushed_to_the_hub_can_be_fetched_from_it(hub, alice, client_of,
     client = client_of(alice)
     found = {"source": "alice/saes", "language_model": model.pk, "name": "back"}
     page = client.post(reverse("sae_new"), {**found, "preview": "1"}).content.decode()
-    assert stored.commit in page and "jumprelu" in page and "40 latents" in page
+    assert stored.commit in page and "JumpReLU" in page and "40 latents" in page
     client.post(reverse("sae_new"), found)
     back = Sae.objects.get(name="back")
     job = run_here(back.job)
