@@ -40,8 +40,8 @@ def bench(options: argparse.Namespace, folder: Path, stored: str, width: int) ->
     tokens = write(folder, stored, width, options.megabytes * 10**6)
     size = tokens * token_bytes(width, stored)
     steps = tokens // options.batch_tokens
-    reader = CacheReader(folder, SITE, options.batch_tokens, 0)
-    shards = [mapped(reader.path(n))["activations"] for n in range(len(reader.tokens))]
+    reader = CacheReader(folder, [SITE], options.batch_tokens, 0)
+    shards = [mapped(reader.path(SITE, n))["activations"] for n in range(len(reader.tokens))]
     room = torch.empty_like(shards[0])
     places = torch.from_numpy(np.random.default_rng(0).permutation(len(shards[0])))
 
@@ -49,7 +49,7 @@ def bench(options: argparse.Namespace, folder: Path, stored: str, width: int) ->
 
     def shuffled() -> None:
         for step in range(steps):
-            reader.read(step, batch)
+            reader.read(step, {SITE: batch})
 
     def copied() -> None:
         for shard in shards:

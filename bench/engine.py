@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from jobs.ml import training
-from jobs.ml.config import TrainConfig
+from jobs.ml.architectures.topk import TopK
+from jobs.ml.config import SELECTIONS, Member, TrainConfig
 from jobs.ml.documents import read_documents
 from jobs.ml.evaluate import evaluate
 from jobs.ml.language_model import load_model
 from jobs.ml.packing import pack
-from jobs.ml.sae import TopK, revive, squared_error
+from jobs.ml.revival import revive
+from jobs.ml.sae import Moment, squared_error
 from jobs.ml.scan import scan
+from jobs.ml.support import Dense
 from jobs.ml.tokenizer import load_tokenizer
 from jobs.ml.tokens import TokenShards
 
@@ -53,31 +56,35 @@ def documents_of(folder: str | None) -> Callable[[int], Iterable[str]]:
 def dense_step(sae: TopK, x: torch.Tensor) -> None:
     """The same TopK loss and gradients through matrices of zeros."""
     norms = sae.decoder_norms().detach()
-    a = sae.preactivations(x)
+    a = Dense().encode(x, sae.encoder())
     kept = (a.detach() * norms).topk(sae.k, dim=1, sorted=False).indices
     f = torch.zeros_like(a).scatter(1, kept, a.gather(1, kept).relu())
     squared_error(x, F.linear(f, sae.W_dec.T) + sae.b_dec).backward()
 
 
 def bench_training(options: argparse.Namespace, tokens_folder: str) -> TopK:
-    config = TrainConfig(options.width, options.tokens, k=options.k, batch_tokens=options.batch_tokens)
-    trainer = training.begin(
-        config, model_folder=options.model, tokens_folder=tokens_folder, site=options.site,
-        buffer_tokens=options.buffer_tokens, model_batch=options.model_batch, skip_special=True, dtype="float32",
-        begun=Path(tokens_folder) / "begun.json",
+    config = TrainConfig(
+        options.width, options.tokens, options={"k": options.k}, batch_tokens=options.batch_tokens,
+        selection=options.selection,
     )  # fmt: skip
-    stream, n = trainer.stream, options.batch_tokens
+    run = training.begin(
+        [Member(config, (options.site,))], model_folder=options.model, tokens_folder=tokens_folder, seed=0,
+        buffer_tokens=options.buffer_tokens, model_batch=options.model_batch, skip_special=True, dtype="float32",
+        selection=options.selection, begun=Path(tokens_folder) / "begun.json",
+    )  # fmt: skip
+    stream, n, trainer = run.stream, options.batch_tokens, run.trainers[0]
     chunks = iter(range(10**9))
     steps_per_chunk = -(-options.buffer_tokens // n)
     clock = best(lambda: stream.batch(next(chunks) * steps_per_chunk), options.rounds)
-    report("capture at the site", len(stream.sample()), clock)
-    x = stream.batch(0)
-    trainer.begin(x)
-    x = x * trainer.scale
+    report("capture at the site", len(stream.sample()[options.site]), clock)
+    batch = stream.batch(0)
+    trainer.begin(stream.sample(), batch)
+    x, _ = trainer.scaled(batch)
     sae = trainer.sae
     assert isinstance(sae, TopK)
-    report("train step", n, best(lambda: trainer.update(x), options.rounds))
-    sparse = best(lambda: sae.fit(x, 0.0).loss.backward(), options.rounds)
+    report("train step", n, best(lambda: trainer.update(batch, 1), options.rounds))
+    moment = Moment(config, 1, torch.empty(0, dtype=torch.long))
+    sparse = best(lambda: sae.fit(x, x, sae.support(x, trainer.selection), moment).loss.backward(), options.rounds)
     dense = best(lambda: dense_step(sae, x), options.rounds)
     report("  gradients, sparse", n, sparse)
     report("  gradients, dense", n, dense)
@@ -102,6 +109,7 @@ def main() -> None:
         "tokens": 1_500_000, "scan-tokens": 100_000, "threads": torch.get_num_threads(), "rounds": 3,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--selection", default="float32", choices=SELECTIONS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(

@@ -9,7 +9,7 @@ from jobs.ml.evidence import Evidence, Example
 from jobs.ml.tokens import TokenShards
 from mistudio.figures import density_histogram, histogram
 from mistudio.models import Feature, Scan
-from mistudio.vocabulary import read_vocabulary
+from mistudio.vocabulary import piece, read_vocabulary
 
 BEFORE, AFTER = 28, 16  # tokens shown around the strongest one
 
@@ -32,7 +32,7 @@ class FeatureEvidence:
         return read_vocabulary(self.scan.tokenization.language_model.folder)
 
     def piece(self, token: int) -> str:
-        return self.pieces[token] if 0 <= token < len(self.pieces) else f"[{token}]"
+        return piece(self.pieces, token)
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:

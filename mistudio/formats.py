@@ -194,12 +194,23 @@ def fact(value: Any) -> str:
     return significant(value, 4) if isinstance(value, float) else NONE if value is None else str(value)
 
 
+def block_and_hook(site: str) -> tuple[str, str]:
+    """ "blocks.3.hook_z" → ("blocks.3", "hook_z"); of the whole model ("", "hook_embed")."""
+    *block, hook = site.split(".", 2)
+    return ".".join(block), hook
+
+
+def short_site(site: str) -> str:
+    """For a name: blocks.3.hook_resid_pre → L3-resid_pre"""
+    return site.replace("blocks.", "L").replace("hook_", "").replace(".", "-").replace(":", "-")
+
+
 def by_block(sites: Any) -> list[tuple[str, list[tuple[str, Any]]]]:
     """Sites of a model by block, blocks of the same hooks as one: ("blocks.0 to 25", [("hook_z", 768), …])."""
     rows: dict[str, list[tuple[str, Any]]] = {}
     for site in sites or ():
-        *where, hook = str(site.get("name", "")).split(".", 2)
-        rows.setdefault(".".join(where), []).append((hook, site.get("width")))
+        block, hook = block_and_hook(str(site.get("name", "")))
+        rows.setdefault(block, []).append((hook, site.get("width")))
     merged: list[tuple[str, list[tuple[str, Any]]]] = []
     for block, hooks in rows.items():
         if merged and merged[-1][1] == hooks:

@@ -14,6 +14,7 @@ from jobs.models import Job
 from mistudio.evidence import peak_tokens
 from mistudio.models import ActivationCache, Dataset, Export, Feature, LanguageModel, Sae, Scan, Tokenization, Training
 from mistudio.models.artifact import artifact_of, free_name
+from mistudio.models.plan import differences
 from mistudio.models.upload import used_up
 from mistudio.vocabulary import read_vocabulary
 
@@ -105,35 +106,33 @@ def activation_cache(job: Job, result: dict[str, Any]) -> None:
 
 
 def training(job: Job, result: dict[str, Any]) -> None:
-    """A training that ended, early or not, leaves one SAE."""
+    """A training that ended, early or not, leaves its SAEs."""
     row = artifact_of(job.subject)
     if not isinstance(row, Training):
         return
-    row.mark_ready(result=result)
+    row.mark_ready(result={name: value for name, value in result.items() if name != "saes"})
     for cache in row.caches.all():
         cache.touch()
-    sae, _ = Sae.objects.get_or_create(
-        training=row,
-        defaults={
-            "team": row.team,
-            "owner": row.owner,
-            "name": free_name(Sae.objects.of_team(row.team), row.name),
-            "language_model": row.language_model,
-            "site": row.site,
-            "architecture": row.architecture,
-            "d_in": result["d_in"],
-            "width": row.width,
-            "k": row.k,
-            "job": job,
-        },
-    )
-    sae.mark_ready(
-        fvu=result.get("fvu"),
-        l0=result.get("l0"),
-        ce_recovered=result.get("ce_recovered"),
-        evaluated_tokens=result.get("evaluated_tokens"),
-        metrics=result.get("metrics", {}),
-    )
+    told = differences(row.members)
+    for number, (member, measured) in enumerate(zip(row.members, result["saes"], strict=True)):
+        name = f"{row.name} {told[number]}".strip().replace(" · ", "-").replace(" ", "-")
+        sae, _ = Sae.objects.get_or_create(
+            training=row,
+            number=number,
+            defaults={
+                "team": row.team,
+                "owner": row.owner,
+                "name": free_name(Sae.objects.of_team(row.team), name),
+                "language_model": row.language_model,
+                "d_in": measured["d_in"],
+                "job": job,
+                **{field: member[field] for field in ("reads", "writes", "architecture", "width", "options")},
+            },
+        )
+        sae.mark_ready(
+            metrics=measured.get("metrics", {}),
+            **{name: measured.get(name) for name in ("fvu", "l0", "ce_recovered", "evaluated_tokens")},
+        )
 
 
 def imported_sae(job: Job, result: dict[str, Any]) -> None:
@@ -142,10 +141,10 @@ def imported_sae(job: Job, result: dict[str, Any]) -> None:
         return
     shutil.rmtree(row.upload_folder, ignore_errors=True)
     row.mark_ready(
-        site=result["reads"][0],
+        options={} if result["k"] is None else {"k": result["k"]},
         imported={**row.imported, **result},
         licence=row.licence or result["licence"],
-        **{name: result[name] for name in ("architecture", "d_in", "width", "k", "commit", "path")},
+        **{name: result[name] for name in ("architecture", "d_in", "width", "reads", "writes", "commit", "path")},
     )
 
 

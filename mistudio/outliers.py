@@ -7,7 +7,7 @@ from django.utils.safestring import SafeString
 from jobs.ml.tokens import TokenShards
 from mistudio.figures import histogram
 from mistudio.models import ActivationCache
-from mistudio.vocabulary import read_vocabulary
+from mistudio.vocabulary import piece, read_vocabulary
 
 BEFORE, AFTER, SHOWN = 8, 5, 12  # tokens around an outlier; outliers
 
@@ -40,7 +40,7 @@ def around(ids: list[int], place: int, pieces: list[str]) -> list[tuple[str, flo
     """As the tag `tokens` takes them, the outlier marked."""
     return [
         (
-            pieces[ids[at]] if 0 <= ids[at] < len(pieces) else f"[{ids[at]}]",
+            piece(pieces, ids[at]),
             1.0 if at == place else None,
             9 if at == place else None,
             at == place,

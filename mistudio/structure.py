@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mistudio.formats import block_and_hook
 from mistudio.models import LanguageModel
 
 NUMBER = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes of a number
@@ -40,7 +41,7 @@ def parts(model: LanguageModel) -> list[Part]:
     """Empty for a model that was added before its structure was kept."""
     read_at: dict[str, list[tuple[str, str]]] = {}
     for site in model.sites:
-        hook = site["name"].rpartition(".")[2]
+        _, hook = block_and_hook(site["name"])
         read_at.setdefault(site.get("path", ""), []).append((hook, "in" if site.get("side") == "input" else "out"))
     return [part(group, read_at) for group in model.structure]
 

@@ -48,6 +48,7 @@ urlpatterns = [
     path("datasets/<int:pk>/documents/", document.documents, name="documents"),
     path("datasets/<int:pk>/documents/<int:number>/", document.document, name="document"),
     path("datasets/<int:pk>/documents/<int:number>/next/", document.document_next, name="document_next"),
+    path("datasets/<int:pk>/documents/<int:number>/previous/", document.document_previous, name="document_previous"),
     path("uploads/", upload.uploads, name="uploads"),
     path("uploads/<int:pk>/", upload.upload, name="upload"),
     path("uploads/<int:pk>/delete/", upload.upload_delete, name="upload_delete"),

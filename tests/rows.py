@@ -110,7 +110,13 @@ def activation_cache(team: Team, name: str = "cache", **fields: Any) -> Activati
 def training(team: Team, name: str = "run", **fields: Any) -> Training:
     tokens = fields.pop("tokenization", None) or tokenization(team, f"{name}-tokens")
     caches = fields.pop("caches", ())
-    known = {"site": "blocks.1.hook_resid_pre", "width": 32, "k": 4, "n_tokens": 8192, "batch_tokens": 256}
+    known = {
+        "site": "blocks.1.hook_resid_pre",
+        "width": "32",
+        "options": {"k": "4"},
+        "n_tokens": 8192,
+        "batch_tokens": 256,
+    }
     row = Training.objects.create(
         team=team, name=name, tokenization=tokens, language_model=tokens.language_model, **{**known, **fields}
     )
@@ -121,11 +127,11 @@ def training(team: Team, name: str = "run", **fields: Any) -> Training:
 def sae(team: Team, name: str = "sae", features: int = 0, **fields: Any) -> Sae:
     run = fields.pop("training", None) or training(team, f"{name}-run", ready_at=timezone.now())
     known = {
-        "site": run.site,
+        "reads": [run.site],
         "architecture": "topk",
         "d_in": 16,
         "width": 32,
-        "k": 4,
+        "options": {"k": 4},
         "fvu": 0.25,
         "l0": 4.0,
     }

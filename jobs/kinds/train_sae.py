@@ -21,6 +21,7 @@ FINISH_EARLY = True
 STAGES = {"load": 2.0, "train": 83.0, "evaluate": 15.0}
 ON_SUCCESS = "mistudio.ingest.training"
 
+GLANCES, GLANCE_TOKENS = 10, 2048  # how often, and on how many held-out tokens, predictions are looked at on the way
 BEGUN, RESULT = "begun.json", "result.json"
 
 
@@ -151,19 +152,25 @@ def read(params: Params, name: str) -> dict[str, Any]:
 
 def train(run: "Run[Any]", params: Params, ctx: Context) -> None:
     """Until the last step, or until it is wished otherwise; the end is a checkpoint in every case."""
-    from jobs.ml import checkpoint
+    from jobs.ml import checkpoint, training
+    from jobs.ml.meter import memory_now
 
     folder = Path(params.folder) / "checkpoints"
     ctx.stage("train", total=run.config.steps * params.batch_tokens, unit="tokens")
     ctx.at(run.tokens)
     saved = told = time.monotonic()
-    cost, tokens = 0.0, run.tokens
+    cost, tokens, seen = 0.0, run.tokens, run.step * GLANCES // run.config.steps
     for tick in run.run():
         ctx.at(tick.tokens)
         if tick.metrics:
             now = time.monotonic()
             values = {f"{name}.{n}": value for n, one in enumerate(tick.metrics) for name, value in one.items()}
-            ctx.metric(tick.step, **values, tokens_per_second=(tick.tokens - tokens) / max(1e-6, now - told))
+            if tick.step * GLANCES // tick.steps > seen:
+                seen = tick.step * GLANCES // tick.steps
+                for n, one in enumerate(training.glance(run, GLANCE_TOKENS)):
+                    values |= {f"{name}.{n}": value for name, value in one.items()}
+            speed = (tick.tokens - tokens) / max(1e-6, now - told)
+            ctx.metric(tick.step, **values, tokens_per_second=speed, memory=memory_now(run.device))
             told, tokens = now, tick.tokens
         wish = ctx.wish()  # asked once: what is wished for between here and ctx.check() would find no checkpoint
         if wish == "finish" and tick.step:  # there is nothing to keep before the first step

@@ -19,8 +19,8 @@ AUTO = "auto"  # the fastest here of those that lose next to nothing, see calibr
 class BadConfig(WithHint):
     """`field` says which number is wrong."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, field: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
         self.field = field
 
 
@@ -62,11 +62,12 @@ class TrainConfig:
             if name not in architecture.presets:
                 own = ", ".join(architecture.presets)
                 raise BadConfig(name, f"{name} is no option of {architecture.label}: it has {own}.")
-            wrong = OPTIONS[name].wrong(value)
-            if name == "k" and not wrong and int(value) > self.width:
-                wrong = f"from 1 to the width, {self.width}"
-            if wrong:
+            if wrong := OPTIONS[name].wrong(value):
                 raise BadConfig(name, f"{name} must be {wrong}, not {value}.")
+        if int(k := self.options.get("k", 0)) > self.width:
+            raise BadConfig(
+                "k", f"k must be from 1 to the width, {self.width}, not {k}.", "Lower k or raise the width."
+            )
 
     def rules(self) -> list[tuple[str, bool, str]]:
         """(field, does it hold, what it must be)"""

@@ -51,24 +51,48 @@ def evaluate(
     causal = is_causal(model.config)
     rows = covering(shards, tokens)
     ce_rows = covering(shards, ce_tokens) if causal else 0
-    quality, predictions = Reconstruction(sae), Predictions(model, sae, place)
+    quality, rebuilt = Reconstruction(sae), Predictions(model, sae, place)
     for read in batches(shards, 0, rows, model_batch, skip_special):
         read = read.to(model.device)
         x, y = place.capture(model, read)
         quality.add(read.counted(x), read.counted(y))
         on_progress(read.first + len(read.ids), rows + ce_rows)
-    logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
-    size = min(model_batch, max(1, LOGIT_BYTES // logit_bytes))
-    for read in batches(shards, 0, ce_rows, size, skip_special):
-        predictions.add(read.to(model.device))
+    for read in batches(shards, 0, ce_rows, rows_with_logits(model, shards, model_batch), skip_special):
+        rebuilt.add(read.to(model.device))
         on_progress(rows + read.first + len(read.ids), rows + ce_rows)
     reason = {} if causal else {"ce": f"{type(model).__name__} does not predict the next token"}
     return {
         **quality.results(),
-        **predictions.results(),
+        **rebuilt.results(),
         "special_tokens_skipped": skip_special,
         "not_measured": reason,
     }
+
+
+@torch.no_grad()
+def predictions(
+    model: PreTrainedModel,
+    sae: Sae,
+    reads: str | Sequence[str],
+    shards: TokenShards,
+    *,
+    writes: Sequence[str] = (),
+    tokens: int,
+    skip_special: bool = True,
+    model_batch: int = 8,
+) -> dict[str, Any]:
+    """That part of evaluate() alone."""
+    rebuilt = Predictions(model, sae, find_place(model, sae, reads, writes))
+    size = rows_with_logits(model, shards, model_batch)
+    for read in batches(shards, 0, covering(shards, tokens), size, skip_special):
+        rebuilt.add(read.to(model.device))
+    return rebuilt.results()
+
+
+def rows_with_logits(model: PreTrainedModel, shards: TokenShards, model_batch: int) -> int:
+    """Sequences per forward pass whose logits are not too large."""
+    logit_bytes = 4 * shards.context_length * model.config.get_text_config().vocab_size  # of one sequence
+    return min(model_batch, max(1, LOGIT_BYTES // logit_bytes))
 
 
 class Reconstruction:

@@ -78,3 +78,8 @@ def device_name() -> str:
     found = re.search(r"model name\s*:\s*(.+)", PROCESSORS.read_text()) if PROCESSORS.exists() else None
     threads = torch.get_num_threads()
     return f"{found[1].strip() if found else 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def memory_now(device: str) -> int:
+    """Bytes that this process holds: on a GPU in tensors there, else in all."""
+    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss

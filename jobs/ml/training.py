@@ -14,8 +14,8 @@ from jobs.ml.cached_activations import CachedActivations
 from jobs.ml.calibration import load_calibrated
 from jobs.ml.config import AUTO, UNSETTLED_ROWS
 from jobs.ml.determinism import selection_of, set_up
-from jobs.ml.evaluate import evaluate
-from jobs.ml.language_model import load_model, precision_of
+from jobs.ml.evaluate import evaluate, predictions
+from jobs.ml.language_model import is_causal, load_model, precision_of
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Member, Run, Trainer
@@ -81,6 +81,24 @@ def begin(
     if settled != earlier:
         store.write_json(begun, settled)
     return Run[Activations](members, stream, device)
+
+
+def glance(run: Run[Activations], tokens: int) -> list[dict[str, float]]:
+    """What each SAE keeps of the predictions now, on few held-out tokens; nothing where that cannot be measured without
+    loading the model."""
+    stream = run.stream
+    held_out = TokenShards(stream.shards.folder, "held_out")
+    if isinstance(stream, CachedActivations) or not held_out.n_sequences or not is_causal(stream.model.config):
+        return [{} for _ in run.trainers]
+    found = []
+    for trainer in run.trainers:
+        member, sae = trainer.member, trainer.export()
+        seen = predictions(
+            stream.model, sae, member.reads, held_out, writes=member.writes, tokens=tokens,
+            skip_special=stream.skip_special, model_batch=stream.model_batch,
+        )  # fmt: skip
+        found.append({} if seen["ce_recovered"] is None else {"ce_recovered": seen["ce_recovered"]})
+    return found
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""How long documents are, in ranges that double. Each bar leads to its documents."""
+"""How long documents are, in ranges that double. Each bar may lead to its documents."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,12 @@ WIDTH, HEIGHT = 360, 140
 
 
 def length_histogram(
-    ranges: Mapping[str, int], *, title: str, address: Callable[[int, int], str], chosen: tuple[int, int] | None = None
+    ranges: Mapping[str, int],
+    *,
+    title: str,
+    unit: str = "characters",
+    address: Callable[[int, int], str] | None = None,
+    chosen: tuple[int, int] | None = None,
 ) -> SafeString:
     """`ranges`: {"64–127": documents, …} as `DocumentStatistics` names them, in any order."""
     bins = sorted((*bounds(label), count) for label, count in ranges.items())
@@ -29,14 +34,20 @@ def length_histogram(
         for power in ticks
     ]
     grid = [part for tick in plot.y.ticks for part in plot.y_tick(tick)]
-    unit = mark("text", "", "documents, by characters", x=LEFT, y=9)
-    bars = [bar(plot, low, high, count, address(low, high), chosen == (low, high)) for low, high, count in bins]
+    what = mark("text", "", f"documents, by {unit}", x=LEFT, y=9)
+    bars = []
+    for low, high, count in bins:
+        said = f"{thousands(low)} to {thousands(high)} {unit}: {thousands(count)} documents"
+        ink = "bar" if chosen == (low, high) else "bar one"
+        shape = plot.bar(step(low), step(low) + 1, count, ink, said)
+        bars.append(linked(plot, low, shape, said, address(low, high), chosen == (low, high)) if address else shape)
     return format_html(
-        '<svg class="chart" viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>',
+        '<svg class="chart" viewBox="0 0 {} {}" role="{}" aria-label="{}">{}</svg>',
         WIDTH,
         HEIGHT,
+        "group" if address else "img",
         title,
-        joined([*grid, axis, *labels, unit, *bars]),
+        joined([*grid, axis, *labels, what, *bars]),
     )
 
 
@@ -50,9 +61,7 @@ def step(low: int) -> int:
     return low.bit_length() - 1
 
 
-def bar(plot: Plot, low: int, high: int, count: int, address: str, chosen: bool) -> SafeString:
-    said = f"{thousands(low)} to {thousands(high)} characters: {thousands(count)} documents"
-    shape = plot.bar(step(low), step(low) + 1, count, "bar" if chosen else "bar one", said)
+def linked(plot: Plot, low: int, shape: SafeString, said: str, address: str, chosen: bool) -> SafeString:
     left, right = plot.across(step(low)), plot.across(step(low) + 1)
     ground = mark(
         "rect", "hit", x=left, y=TOP, width=right - left, height=plot.bottom - TOP

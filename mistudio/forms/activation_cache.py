@@ -10,7 +10,7 @@ from django.db import transaction
 from jobs.errors import InvalidInput
 from jobs.ml.cache_layout import buffer_bytes, cache_bytes
 from jobs.ml.config import UNSETTLED_ROWS
-from jobs.ml.disk import RESERVE
+from mistudio.formats import block_and_hook, short_site
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.several import names_of
 from mistudio.forms.training import middle_residual
@@ -92,8 +92,8 @@ class ActivationCacheForm(ArtifactForm):
         ticked = names_of(self["sites"].value())
         rows: dict[str, list[dict[str, Any]]] = {}
         for site in self.chosen.language_model.sites if self.chosen else ():
-            *where, hook = site["name"].split(".", 2)
-            rows.setdefault(".".join(where), []).append({**site, "hook": hook, "ticked": site["name"] in ticked})
+            block, hook = block_and_hook(site["name"])
+            rows.setdefault(block, []).append({**site, "hook": hook, "ticked": site["name"] in ticked})
         return list(rows.items())
 
     @property
@@ -167,7 +167,7 @@ class ActivationCacheForm(ArtifactForm):
 
     def suggested_name(self) -> str:
         data = self.cleaned_data
-        first = data["sites"][0].replace("blocks.", "L").replace("hook_", "").replace(".", "-")
+        first = short_site(data["sites"][0])
         more = f"+{len(data['sites']) - 1}" if len(data["sites"]) > 1 else ""
         return f"{data['tokenization'].name}-{first}{more}-{data['stored']}"
 
@@ -250,12 +250,6 @@ class Estimate:
     @property
     def refusal(self) -> str:
         return self._victims[1]
-
-    @property
-    def missing(self) -> int:
-        """Bytes that the disk lacks, with what is left for the rest of miStudio."""
-        freed = sum(victim.size_bytes or 0 for victim in self.victims)
-        return max(0, self.cache.needed_bytes + RESERVE - self.free - freed)
 
     @cached_property
     def speed(self) -> tuple[float, str] | None:

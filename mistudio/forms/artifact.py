@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 from django.forms.models import ModelChoiceField
 
 from jobs.errors import InvalidInput
-from mistudio.models import Artifact, Team, User
+from mistudio.models import Artifact, LanguageModel, Team, User
 from mistudio.models.artifact import free_name
 
 
@@ -21,17 +21,18 @@ class ArtifactForm(forms.ModelForm):
         self.initial.setdefault("submission", uuid.uuid4())
         self.fields["name"].required = False
         self.fields["name"].help_text = "Empty: a name is made from the choices."
-        for name, field in self.fields.items():
-            if isinstance(field, ModelChoiceField):
-                rows: Any = field.queryset
-                field.queryset = rows.model.offered(team)
-                self.explain_refusal(name, field)
-                if not field.required:
-                    continue  # what may stay open is not chosen for the reader
-                field.empty_label = None
-                first = field.queryset.first()
-                if first:
-                    self.initial.setdefault(name, first.pk)
+        references = {name: field for name, field in self.fields.items() if isinstance(field, ModelChoiceField)}
+        unusable = LanguageModel.unusable(team) if references else []  # looks into the folder of each
+        for name, field in references.items():
+            rows: Any = field.queryset
+            field.queryset = rows.model.offered(team, unusable)
+            self.explain_refusal(name, field)
+            if not field.required:
+                continue  # what may stay open is not chosen for the reader
+            field.empty_label = None
+            first = field.queryset.first()
+            if first:
+                self.initial.setdefault(name, first.pk)
 
     def explain_refusal(self, name: str, field: ModelChoiceField) -> None:
         """What was chosen may be there and yet not be offered: the error says why."""

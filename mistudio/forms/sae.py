@@ -21,24 +21,28 @@ from mistudio.models.upload import CHUNK, HEAD, Refused, link_or_copy
 class SaeForm(ArtifactForm):
     class Meta:
         model = Sae
-        fields = ("source", "path", "revision", "language_model", "site", "licence", "name")
-        labels = {"source": "Hub id, folder or archive", "path": "Path within", "site": "Reads"}
+        fields = ("source", "path", "revision", "language_model", "licence", "name")
+        labels = {"source": "Hub id, folder or archive", "path": "Path within"}
         help_texts = {
             "source": "Such as google/gemma-scope-2b-pt-res, or a folder, zip or tar file on this machine.",
             "path": "Of the SAE, where the source holds several: layer_12/width_16k/average_l0_82.",
             "revision": "Branch, tag or commit of the hub. Empty: the default branch.",
             "language_model": "The one whose activations it was trained on.",
-            "site": "Such as blocks.3.hook_resid_post. Empty: as its files say.",
             "licence": "Empty: as the hub's card says.",
         }
 
+    site = forms.CharField(
+        max_length=2000,
+        required=False,
+        label="Reads",
+        help_text="Such as blocks.3.hook_resid_post. Empty: as its files say.",
+    )
     writes = forms.CharField(
         max_length=120, required=False, label="Writes", help_text="Of a transcoder: the site that it rebuilds."
     )
 
     def __init__(self, *args: Any, team: Team, owner: User | None, **kwargs: Any) -> None:
         super().__init__(*args, team=team, owner=owner, **kwargs)
-        self.fields["site"].required = False
         self.found: look.Found | None = None
 
     def clean_source(self) -> str:
@@ -127,9 +131,11 @@ class SaeForm(ArtifactForm):
         data, row, facts = self.cleaned_data, self.instance, self.found.facts if self.found else None
         wished = {"reads": names_of(data["site"]), "writes": names_of(data["writes"])}
         row.imported = {"wished": wished}
-        row.site = (wished["reads"] or list(facts.reads if facts else ()) or [""])[0]
+        row.reads = wished["reads"] or list(facts.reads if facts else ())
+        row.writes = wished["writes"] or list(facts.writes if facts else ())
         row.architecture = facts.architecture if facts else ""
-        row.d_in, row.width, row.k = (facts.d_in, facts.width, facts.k) if facts else (0, 0, None)
+        row.d_in, row.width = (facts.d_in, facts.width) if facts else (0, 0)
+        row.options = {"k": facts.k} if facts and facts.k else {}
         saved: Sae = super().save(commit)
         return saved
 

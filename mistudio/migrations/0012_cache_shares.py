@@ -17,7 +17,7 @@ def give_back(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("mistudio", "0010_language_model_facts"),
+        ("mistudio", "0011_cache_precision"),
     ]
 
     operations = [

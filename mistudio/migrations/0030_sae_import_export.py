@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ('jobs', '0002_initial'),
         ('mistudio', '0011_cache_precision'),
-        ('mistudio', '0012_cache_shares'),
+        ('mistudio', '0013_many_saes'),
     ]
 
     operations = [

@@ -17,6 +17,7 @@ from mistudio.models.artifact import Artifact, InUse
 from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
 from mistudio.models.tokenization import Tokenization
 
+SMALLER = "Read fewer tokens, choose fewer sites or a smaller type."
 USED_EVERY = timedelta(minutes=1)
 
 
@@ -171,25 +172,25 @@ class ActivationCache(Artifact):
     def start(self) -> Job:
         """Raises InvalidInput where it does not fit, even after others were evicted."""
         if not self.ready:
-            self.make_room()
+            for victim in self.victims():
+                victim.evict()
         return super().start()
 
-    def make_room(self) -> None:
-        try:
-            victims = self.victims()
-            freed = sum(victim.size_bytes or 0 for victim in victims)
-            there = folder_size(self.folder)
-            require_space(settings.MISTUDIO_DATA, max(0, self.needed_bytes - freed - there), "The cache")
-        except DiskFull as full:
-            raise InvalidInput(
-                str(full), "Read fewer tokens, choose fewer sites or a smaller type.", "n_tokens"
-            ) from full
-        for victim in victims:
-            victim.evict()
-
     def victims(self) -> "list[ActivationCache]":
-        """The caches of the team, least recently used first, that have to go so that this one stays within the quota.
-        Raises InvalidInput where that is not enough."""
+        """What has to go so that this one stays within the quota. Raises InvalidInput where that is not enough for the
+        quota, or for the disk."""
+        victims = self.over_quota()
+        freed = sum(victim.size_bytes or 0 for victim in victims)
+        try:
+            needed = self.needed_bytes - freed - folder_size(self.folder)
+            require_space(settings.MISTUDIO_DATA, max(0, needed), "The cache")
+        except DiskFull as full:
+            raise InvalidInput(str(full), SMALLER, "n_tokens") from full
+        return victims
+
+    def over_quota(self) -> "list[ActivationCache]":
+        """The caches of the team, least recently used first, until this one fits. Raises InvalidInput where it does
+        not."""
         quota = settings.CACHE_QUOTA_BYTES
         if not quota:
             return []
@@ -207,7 +208,7 @@ class ActivationCache(Artifact):
             raise InvalidInput(
                 f"The cache needs {size(self.needed_bytes)}, which is {size(over)} more than the quota of "
                 f"{size(quota)} for a team leaves, with everything evicted that no job uses.",
-                "Read fewer tokens, choose fewer sites or a smaller type.",
+                SMALLER,
                 "n_tokens",
             )
         return found

@@ -2,6 +2,7 @@ import json
 import shlex
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,8 @@ from jobs.errors import InvalidInput
 from jobs.models import Job, State
 from jobs.ownership import Owned
 from jobs.queue import submit
+
+USERS = 20  # of a kind that are named; of more it is enough to know that they are there
 
 
 class InUse(Exception):
@@ -111,14 +114,11 @@ class Artifact(Owned):
             raise
 
     @classmethod
-    def offered(cls, team: Any) -> models.QuerySet:
-        """What forms let a person choose."""
+    def offered(cls, team: Any, unusable: list[int]) -> models.QuerySet:
+        """What forms let a person choose. unusable: the language models of which nothing can be built."""
         rows: Any = cls.objects.of_team(team)
         rows = rows.filter(ready_at__isnull=False)
-        if "language_model" not in cls.BUILT_ON:
-            return rows
-        origin: Any = cls._meta.get_field("language_model").related_model
-        return rows.exclude(language_model__in=origin.unusable(team))
+        return rows.exclude(language_model__in=unusable) if "language_model" in cls.BUILT_ON else rows
 
     def refusal(self) -> str:
         """Why nothing can be built on this; "" where nothing is wrong."""
@@ -180,26 +180,25 @@ class Artifact(Owned):
     def spoken(self) -> str:
         return f"{self.NOUN} “{self.name}”"
 
-    def users(self) -> "list[Artifact]":
-        """What is built on this one, twenty of each kind at most."""
-        found: list[Artifact] = []
-        for relation in self._meta.related_objects:
-            model = relation.related_model
-            if isinstance(model, type) and issubclass(model, Artifact):
-                rows: Any = model._default_manager
-                found += rows.filter(**{relation.field.name: self})[:20]
-        return found
-
-    def usage(self) -> list[dict[str, Any]]:
-        """How many of each kind are built on this one, with the newest and the address of their list."""
-        found = []
+    def uses(self) -> Iterator[tuple[str, models.QuerySet]]:
+        """By which field which rows are built on this one, the newest first."""
         for relation in self._meta.related_objects:
             model: Any = relation.related_model
             if isinstance(model, type) and issubclass(model, Artifact):
-                rows: Any = model._default_manager.filter(**{relation.field.name: self})
-                if newest := rows.order_by("-pk").first():
-                    url = f"{reverse(f'{model._meta.model_name}s')}?{relation.field.name}={self.pk}"
-                    found.append({"noun": model.NOUN, "n": rows.count(), "newest": newest, "url": url})
+                yield relation.field.name, model._default_manager.filter(**{relation.field.name: self})
+
+    def users(self) -> "list[Artifact]":
+        """What is built on this one, so many of each kind at most."""
+        return [user for _, rows in self.uses() for user in rows[:USERS]]
+
+    def usage(self, users: "list[Artifact]") -> list[dict[str, Any]]:
+        """How many of each kind are built on this one, with the newest and the address of their list."""
+        found = []
+        for field, rows in self.uses():
+            if some := [user for user in users if type(user) is rows.model]:
+                n = len(some) if len(some) < USERS else rows.count()
+                url = f"{reverse(f'{rows.model._meta.model_name}s')}?{field}={self.pk}"
+                found.append({"noun": some[0].NOUN, "n": n, "newest": some[0], "url": url})
         return found
 
     def delete_with_files(self) -> None:

@@ -46,7 +46,7 @@ class Export(Artifact):
     def params(self) -> dict[str, Any]:
         sae = self.sae
         modules = {entry["name"]: entry.get("path", "") for entry in sae.language_model.sites}
-        site = (sae.sites_written or sae.sites_read)[0]
+        site = (sae.writes or sae.reads)[0]
         known = {
             "sae_folder": str(sae.folder),
             "folder": str(self.folder),

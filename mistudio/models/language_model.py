@@ -103,8 +103,8 @@ class LanguageModel(Artifact):
         return [row.pk for row in rows.only("files", "damaged", "ready_at") if row.lost or row.damaged]
 
     @classmethod
-    def offered(cls, team: Any) -> models.QuerySet:
-        return super().offered(team).exclude(pk__in=cls.unusable(team))
+    def offered(cls, team: Any, unusable: list[int]) -> models.QuerySet:
+        return super().offered(team, unusable).exclude(pk__in=unusable)
 
     def begin(self, kind: str, owner: Any, **params: Any) -> Job:
         """Some work on this model that is not the making of it. Raises InvalidInput."""

@@ -1,6 +1,6 @@
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.db import models, transaction
@@ -25,13 +25,15 @@ class Sae(Artifact):
     NOUN, ROOM, KIND = "SAE", "saes", "train_sae"
     BUILT_ON = ("language_model",)
 
-    training = models.OneToOneField(Training, on_delete=models.PROTECT, null=True, blank=True, related_name="sae")
+    training = models.ForeignKey(Training, on_delete=models.PROTECT, null=True, blank=True, related_name="saes")
+    number = models.PositiveIntegerField(default=0, editable=False)  # of the training's SAEs, from 0
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="saes")
-    site = models.CharField(max_length=120)
+    reads = models.JSONField(default=list)  # its sites; several of a crosscoder
+    writes = models.JSONField(default=list, blank=True)  # of a transcoder: the site that it rebuilds
     architecture = models.CharField(max_length=20)
     d_in = models.PositiveIntegerField()
     width = models.PositiveIntegerField()
-    k = models.PositiveIntegerField(null=True, blank=True)
+    options = models.JSONField(default=dict, blank=True)  # of its architecture
     # Of one that was imported: where from, and what its files say (see the result of jobs.kinds.import_sae).
     source = models.CharField(max_length=1000, blank=True)  # a hub id, a path, or the name of an uploaded archive
     path = models.CharField(max_length=500, blank=True)
@@ -51,6 +53,24 @@ class Sae(Artifact):
 
     class Meta(Artifact.Meta):
         verbose_name = "SAE"
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            *Artifact.Meta.constraints,
+            models.UniqueConstraint(fields=["training", "number"], name="sae_number_once_per_training"),
+        ]
+
+    @property
+    def site(self) -> str:
+        """What it reads and, where that is something else, what it writes."""
+        return " → ".join(" + ".join(side) for side in (self.reads, self.writes) if side)
+
+    @property
+    def label(self) -> str:
+        known = ARCHITECTURES.get(self.architecture)
+        return known.label if known else self.architecture
+
+    @property
+    def k(self) -> int | None:
+        return self.options.get("k")
 
     @property
     def foreign(self) -> bool:
@@ -72,20 +92,11 @@ class Sae(Artifact):
     @property
     def folder(self) -> Path:
         """A training writes its SAE into its own folder, before there is a row."""
-        return self.training.sae_folder if self.training else self.room / "sae"
+        return self.training.sae_folder(self.number) if self.training else self.room / "sae"
 
     @property
     def upload_folder(self) -> Path:
         return self.room / "upload"
-
-    @property
-    def sites_read(self) -> list[str]:
-        return self.imported.get("reads") or [self.site]
-
-    @property
-    def sites_written(self) -> list[str]:
-        """Where they are others than it reads."""
-        return self.imported.get("writes") or []
 
     @property
     def folded_as(self) -> str:
@@ -121,8 +132,8 @@ class Sae(Artifact):
             "path": self.path,
             "revision": self.commit or self.revision,
             "language-model": self.language_model.name,
-            "site": ",".join(self.sites_read),
-            "writes": ",".join(self.sites_written),
+            "site": ",".join(self.reads),
+            "writes": ",".join(self.writes),
             "licence": self.licence,
         }
 
@@ -143,14 +154,13 @@ class Sae(Artifact):
 
     def about(self) -> dict[str, Any]:
         """What a model card says of it: see jobs.ml.formats.card."""
-        known = ARCHITECTURES.get(self.architecture)
         return {
             "name": self.name,
             "model": self.imported.get("model_name") or self.language_model.source,
             "dataset": self.data_origin,
-            "reads": self.sites_read,
-            "writes": self.sites_written,
-            "architecture": known.label if known else self.architecture,
+            "reads": self.reads,
+            "writes": self.writes,
+            "architecture": self.label,
             "d_in": self.d_in,
             "width": self.width,
             "k": self.k,
@@ -164,8 +174,8 @@ class Sae(Artifact):
         """Why it cannot be exported in this format, "" where it can."""
         if format == "neuronpedia":
             return "" if self.scan_id else "Scan its features first: the files hold what a scan found."
-        d_out = self.imported.get("d_out") or self.d_in
-        return formats.refusal(format, self.folded_as, transcodes=bool(self.sites_written), d_in=self.d_in, d_out=d_out)
+        d_out = self.imported.get("d_out") or (self.language_model.site_width(self.writes[0]) if self.writes else 0)
+        return formats.refusal(format, self.folded_as, transcodes=bool(self.writes), d_in=self.d_in, d_out=d_out or 0)
 
     def delete_with_files(self) -> None:
         room = self.room

@@ -32,8 +32,8 @@ class Scan(Artifact):
             "tokens_folder": str(self.tokenization.folder),
             "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
-            "reads": self.sae.sites_read,
-            "writes": self.sae.sites_written,
+            "reads": self.sae.reads,
+            "writes": self.sae.writes,
             "tokens": self.n_tokens,
             "dtype": self.dtype,
         }

@@ -1,48 +1,72 @@
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from django.db import models
 
+from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.architectures.options import OPTIONS
+from jobs.ml.config import SELECTIONS
 from jobs.models import Job
 from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
+from mistudio.models.plan import names_of, saes_of
 from mistudio.models.tokenization import Tokenization
 
+SELECTION = [(AUTO, "the fastest here"), *((name, name) for name in SELECTIONS)]
 LOGGED = 2000  # steps, at most: a page reads them all
 
 
 class Training(Artifact):
-    """A run: a sparse autoencoder fitted to the activations of one site, with its metrics and checkpoints."""
+    """A run: sparse autoencoders that learn side by side from one pass of the language model, with their metrics and
+    checkpoints.
+
+    What they may differ in, `site` to `options`, holds several values with commas between them: there is an SAE for
+    each combination (see `saes_of`).
+    """
 
     NOUN, ROOM, KIND = "training", "trainings", "train_sae"
     BUILT_ON = ("language_model",)
-
-    class Architecture(models.TextChoices):
-        TOPK = "topk", "TopK"
-        STANDARD = "standard", "ReLU + L1"
 
     language_model = models.ForeignKey(LanguageModel, on_delete=models.PROTECT, related_name="trainings")
     tokenization = models.ForeignKey(Tokenization, on_delete=models.PROTECT, related_name="trainings")
     # none: activations are computed while it trains
     caches = models.ManyToManyField(ActivationCache, through="CacheShare", related_name="trainings")
-    site = models.CharField(max_length=120)
-    architecture = models.CharField(max_length=20, choices=Architecture.choices, default=Architecture.TOPK)
-    width = models.PositiveIntegerField()
-    k = models.PositiveIntegerField(null=True, blank=True)
-    l1_coefficient = models.FloatField(null=True, blank=True)
+    site = models.CharField(max_length=2000)
+    writes = models.CharField("site to write", max_length=120, blank=True)  # of transcoders
+    architecture = models.CharField(max_length=200, default="topk")
+    width = models.CharField(max_length=200)
+    lr = models.CharField("learning rate", max_length=200, blank=True)
+    seed = models.CharField(max_length=200, default="0")
+    options = models.JSONField(default=dict, blank=True)  # name → values with commas between them
     n_tokens = models.BigIntegerField(help_text="Tokens to train on; the data is read again when it is shorter.")
     batch_tokens = models.PositiveIntegerField(default=4096)
-    lr = models.FloatField(null=True, blank=True)
-    seed = models.PositiveIntegerField(default=0)
     dtype = models.CharField(
         "precision", max_length=20, choices=RUN_PRECISIONS, default=Precision.FLOAT32
     )  # of the language model while its activations are read
+    selection = models.CharField(
+        "choice of latents", max_length=20, choices=SELECTION, default=AUTO
+    )  # the precision in which active latents are chosen
     result = models.JSONField(default=dict, editable=False)
 
+    @cached_property
+    def members(self) -> list[dict[str, Any]]:
+        """Its SAEs, each as the engine takes it."""
+        return saes_of(self)
+
     @property
-    def sae_folder(self) -> Path:
-        return self.folder / "sae"
+    def label(self) -> str:
+        """What it trains, in a few words."""
+        return ", ".join(ARCHITECTURES[name].label for name in names_of(self.architecture) if name in ARCHITECTURES)
+
+    @property
+    def options_said(self) -> list[tuple[str, str]]:
+        """Labels of the options that were set, with their values."""
+        return [(OPTIONS[name].label, values) for name, values in self.options.items() if name in OPTIONS]
+
+    def sae_folder(self, number: int) -> Path:
+        return self.folder / (f"sae-{number}" if number else "sae")
 
     @property
     def reads(self) -> "list[CacheShare]":
@@ -55,17 +79,12 @@ class Training(Artifact):
             "model_folder": str(self.language_model.folder),
             "tokens_folder": str(self.tokenization.folder),
             "folder": str(self.folder),
-            "sae_folder": str(self.sae_folder),
-            "site": self.site,
-            "architecture": self.architecture,
-            "width": self.width,
-            "k": self.k,
-            "l1_coefficient": self.l1_coefficient,
+            "saes": [{"folder": str(self.sae_folder(n)), **member} for n, member in enumerate(self.members)],
             "tokens": self.n_tokens,
             "batch_tokens": self.batch_tokens,
-            "lr": self.lr,
-            "seed": self.seed,
+            "seed": self.members[0]["seed"],
             "dtype": self.dtype,
+            "selection": self.selection,
             "log_every": max(10, self.steps // LOGGED),
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.origin,
@@ -80,21 +99,22 @@ class Training(Artifact):
 
     @property
     def result_folder(self) -> Path:
-        return self.sae_folder
+        return self.sae_folder(0)
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
         return [self.tokenization.name], {
             "site": self.site,
             "cache": [share.word(share.cache.name) for share in self.reads],
+            "writes": self.writes,
             "architecture": self.architecture,
             "width": self.width,
-            "k": self.k,
-            "l1-coefficient": self.l1_coefficient,
+            **{name.replace("_", "-"): values for name, values in self.options.items()},
             "lr": self.lr,
             "tokens": self.n_tokens,
             "batch-tokens": self.batch_tokens,
             "seed": self.seed,
             "dtype": self.dtype,
+            "selection": "" if self.selection == AUTO else self.selection,
         }
 
     @property

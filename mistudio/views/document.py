@@ -1,6 +1,9 @@
+import time
+from bisect import bisect_left
 from typing import Any
 from urllib.parse import urlencode
 
+from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -8,7 +11,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import get_language_info
 from django.views.decorators.http import require_GET
 
-from jobs.ml.document_rows import DOCUMENTS, SECONDS, DocumentRows
+from jobs.ml.document_rows import DOCUMENTS, SECONDS, DocumentRows, Wanted, column, matching
 from jobs.ml.document_sample import sample
 from mistudio.figures.lengths import length_histogram
 from mistudio.forms.document import DocumentFilter
@@ -72,14 +75,40 @@ def document(request: HttpRequest, pk: int, number: int) -> HttpResponse:
 @require_GET
 def document_next(request: HttpRequest, pk: int, number: int) -> HttpResponse:
     """To the next document that matches, or to where the search for it stopped."""
-    _, rows = opened(request, pk)
-    if rows is None:
-        raise Http404(f"Dataset {pk} has no documents")
-    result = rows.search(DocumentFilter(request.GET).wanted, number + 1, 1)
+    rows, wanted = searched(request, pk)
+    result = rows.search(wanted, number + 1, 1)
     query = {name: text for name, text in request.GET.items() if name not in ("part", "start")}
     if result.rows:
         return redirect(f"{reverse('document', args=[pk, result.rows[0].number])}?{urlencode(query)}")
     return redirect(f"{reverse('documents', args=[pk])}?{urlencode({**query, 'start': result.end})}")
+
+
+@require_GET
+def document_previous(request: HttpRequest, pk: int, number: int) -> HttpResponse:
+    """To the last document before this one that matches; back to this one, with how far was looked, where none was
+    found in time."""
+    rows, wanted = searched(request, pk)
+    number = min(number, len(rows) - 1)
+    match, looked = last_before(rows, wanted, number)
+    if match is None:
+        why = (
+            "None before this one matches." if looked == 0 else f"None from document {looked:,} up to this one matches."
+        )
+        messages.info(request, why)
+    query = {name: text for name, text in request.GET.items() if name not in ("part", "start")}
+    return redirect(f"{reverse('document', args=[pk, number if match is None else match])}?{urlencode(query)}")
+
+
+def last_before(rows: DocumentRows, wanted: Wanted, number: int) -> tuple[int | None, int]:
+    """The match, and the document from which on was looked. Ends between row groups when its time or number is over."""
+    until, looked = time.monotonic() + SECONDS, number
+    for group in reversed(rows.groups[: bisect_left(rows.firsts, number)]):
+        if time.monotonic() > until or number - looked >= DOCUMENTS:
+            break
+        looked = group.first
+        if places := matching(column(group, "text").slice(0, number - group.first), wanted):
+            return group.first + places[-1], looked
+    return None, looked
 
 
 def cut(said: list[dict[str, str]], start: int, end: int) -> list[dict[str, str]]:
@@ -100,6 +129,14 @@ def opened(request: HttpRequest, pk: int) -> tuple[Dataset, DocumentRows | None]
         return dataset, DocumentRows(dataset.folder) if dataset.ready else None
     except FileNotFoundError:
         return dataset, None
+
+
+def searched(request: HttpRequest, pk: int) -> tuple[DocumentRows, Wanted]:
+    """The documents and what is looked for among them. Raises Http404 without the one or the other."""
+    rows, wanted = opened(request, pk)[1], DocumentFilter(request.GET).wanted
+    if rows is None or not wanted:
+        raise Http404(f"Dataset {pk} has no documents, or nothing is looked for in them")
+    return rows, wanted
 
 
 def histogram(dataset: Dataset, chosen: DocumentFilter) -> SafeString:

@@ -27,13 +27,13 @@ def languagemodels(request: HttpRequest) -> HttpResponse:
 @require_GET
 def languagemodel(request: HttpRequest, pk: int) -> HttpResponse:
     model = found(request, LanguageModel, pk)
-    work = unfinished_work(model)
+    work, users = unfinished_work(model), model.users()
     context = {
         "object": model,
         "job": model.job,
         "work": work,
-        "users": model.users(),
-        "usage": model.usage(),
+        "users": users,
+        "usage": model.usage(users),
         "again": again(model, LanguageModelForm),
         "topics": [*topics(model), *([f"jobs.{work.pk}"] if work else [])],
         **(described(model) if model.ready else {}),

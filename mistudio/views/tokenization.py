@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -6,13 +5,13 @@ from django.shortcuts import render
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from mistudio.figures import histogram
+from mistudio.figures.lengths import length_histogram
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.models import Tokenization
 from mistudio.preview import preview
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
-from mistudio.vocabulary import read_vocabulary
+from mistudio.vocabulary import piece, read_vocabulary
 
 PASTED = 2000  # characters of a text to be looked at
 
@@ -78,20 +77,15 @@ def lengths(row: Tokenization) -> SafeString | str:
     counts = row.statistics.get("documents_by_tokens")
     if not counts:
         return ""
-    edges = [math.log10(2**n) for n in range(len(counts) + 1)]
-    return histogram(
-        counts, edges, title="Documents by their tokens", unit="documents", x_label="tokens", log=False, powers=True
-    )
+    ranges = {f"{2**n}–{2 ** (n + 1) - 1}": count for n, count in enumerate(counts) if count}
+    return length_histogram(ranges, title="Documents by their tokens", unit="tokens")
 
 
 def frequent(row: Tokenization) -> list[dict[str, Any]]:
     """The tokens that documents hold most often, with how many times and their share."""
     counts, total = row.statistics.get("most_frequent", []), row.statistics.get("document_tokens")
     pieces = read_vocabulary(row.language_model.folder) if counts else []
-    return [
-        {"id": token, "text": pieces[token] if token < len(pieces) else "", "count": n, "share": n / total}
-        for token, n in counts
-    ]
+    return [{"id": token, "text": piece(pieces, token), "count": n, "share": n / total} for token, n in counts]
 
 
 def sifted(row: Tokenization) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from jobs.live import Topic
 from jobs.models import Job, Metric
-from mistudio.figures import line_chart
+from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
+from mistudio.models.plan import differences
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
@@ -17,21 +18,25 @@ CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
     ("fvu", "FVU", "", "Fraction of variance unexplained, per batch", 1, {"smooth": True, "y_min": 0}),
     ("loss", "Loss", "", "What the optimizer minimises", 1, {"smooth": True}),
     ("l0", "L0", "latents", "Active latents per token", 1, {"y_min": 0}),
+    ("ce_recovered", "CE recovered", "", "Of held-out predictions, against zero ablation", 1, {"y_max": 1}),
     ("dead", "Dead latents", "%", "Latents that have not fired for the dead window", 100, {"y_min": 0}),
     ("tokens_per_second", "Throughput", "tokens/s", "Tokens trained on per second", 1, {"y_min": 0, "smooth": True}),
+    ("memory", "Memory", "GiB", "Of the process or, on a GPU, of its tensors there", 2**-30, {"y_min": 0}),
     ("lr", "Learning rate", "", "Size of the optimizer's steps", 1, {"y_min": 0}),
 )
+
+OF_THE_RUN = ("tokens_per_second", "memory")  # the others are of each SAE
 
 
 @require_GET
 def trainings(request: HttpRequest) -> HttpResponse:
-    rows = owned(request, Training).select_related("language_model", "tokenization", "sae")
+    rows = owned(request, Training).select_related("language_model", "tokenization").prefetch_related("saes")
     return listing(request, rows, "training/list.html")
 
 
 @require_GET
 def training(request: HttpRequest, pk: int) -> HttpResponse:
-    row = found(request, Training, pk, "language_model", "tokenization__dataset", "sae")
+    row = found(request, Training, pk, "language_model", "tokenization__dataset")
     context = {**live_context(row), "users": row.users(), "topics": [f"trainings.{pk}", *topics(row)]}
     return render(request, "training/detail.html", context)
 
@@ -52,16 +57,34 @@ def live_context(row: Training) -> dict[str, Any]:
     latest = points[-1][1] if points else {}
     reads = row.reads
     chosen = ",".join(share.word(share.cache_id) for share in reads)
+    saes = side_by_side(row, points)
     return {
         "object": row,
         "job": row.job,
         "reads": reads,
-        "again": again(row, TrainingForm, caches=chosen),
+        "again": again(row, TrainingForm, caches=chosen, **row.options),
         "latest": latest,
+        "saes": saes,
+        "one": saes[0] if len(saes) == 1 else None,
         "speed": speed(row),
-        "charts": charts(row, points),
-        "sae": saved_sae(row),
+        "charts": charts(row, points, [sae["said"] for sae in saes]),
     }
+
+
+def side_by_side(row: Training, points: list[tuple[int, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Each SAE of the run: what tells it from the others, its newest value of each metric, and its row once there."""
+    rows = {sae.number: sae for sae in row.saes.all()}
+    newest = {name: value for _, values in points for name, value in values.items()}
+    return [
+        {
+            "number": n,
+            "said": said,
+            "sae": rows.get(n),
+            "ev": None if (fvu := newest.get(f"fvu.{n}")) is None else 1 - fvu,
+            **{name: newest.get(f"{name}.{n}") for name in ("fvu", "l0", "loss", "dead", "lr", "ce_recovered")},
+        }
+        for n, said in enumerate(differences(row.members))
+    ]
 
 
 def speed(row: Training) -> float | None:
@@ -71,17 +94,20 @@ def speed(row: Training) -> float | None:
     return row.job.rate if row.job and row.job.unit == "tokens" else None
 
 
-def saved_sae(row: Training) -> Any:
-    return getattr(row, "sae", None)
-
-
-def charts(row: Training, points: list[tuple[int, dict[str, float]]]) -> list[dict[str, Any]]:
+def charts(row: Training, points: list[tuple[int, dict[str, float]]], names: list[str]) -> list[dict[str, Any]]:
+    """A figure for each metric, with a line for each SAE."""
     drawn = []
     for name, heading, unit, meaning, times, how in CHARTS:
-        series = [(step * row.batch_tokens, times * values[name]) for step, values in points if name in values]
-        if series:
-            figure = line_chart(series, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", **how)
-            drawn.append({"heading": heading, "unit": unit, "meaning": meaning, "now": series[-1][1], "figure": figure})
+        keys = {f"{name}.{n}": str(n + 1) for n in range(len(names))} if name not in OF_THE_RUN else {name: ""}
+        lines = [
+            Line([(step * row.batch_tokens, times * values[key]) for step, values in points if key in values], label)
+            for key, label in keys.items()
+        ]
+        if not any(line.points for line in lines):
+            continue
+        figure = lines_chart(lines, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", **how)
+        now = lines[0].points[-1][1] if len(lines) == 1 else None
+        drawn.append({"heading": heading, "unit": unit, "meaning": meaning, "now": now, "figure": figure})
     return drawn
 
 
@@ -91,7 +117,7 @@ def visible(user: Any, key: str) -> bool:
 
 def live(key: str) -> str:
     # Reached only by pages that `visible` let in.
-    row = Training.objects.select_related("job", "sae").filter(pk=int(key)).first()
+    row = Training.objects.select_related("job").filter(pk=int(key)).first()
     return render_to_string("training/_live.html", live_context(row)) if row else ""
 
 

@@ -54,7 +54,7 @@ def test_the_main_path_can_be_walked_by_clicking(page, sources):
     ready(page)
 
     page.goto("/trainings/new/")
-    page.get_by_label("Width").fill("64")
+    page.get_by_label("Width", exact=True).fill("64")
     page.get_by_label("k", exact=True).fill("4")
     page.get_by_label("Tokens to train on").fill("20000")
     page.locator("summary", has_text="Expert").click()

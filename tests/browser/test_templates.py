@@ -7,8 +7,10 @@ MAKE = """
 from mistudio.models import Team, Template
 from tests import rows
 team = Team.default()
-for name in ("older-text", "newer-text"):
-    rows.tokenization(team, name)
+model = rows.language_model(team, "shared")
+for name in ("older", "newer"):
+    tokens = rows.tokenization(team, f"{name}-text", language_model=model)
+    rows.activation_cache(team, f"{name}-cache", tokenization=tokens)
 sites = ["blocks.0.hook_z", "blocks.1.hook_resid_post"]
 Template.objects.create(team=team, noun="activationcache", name="two sites", values={"sites": sites, "stored": "int8"})
 Template.objects.create(team=team, noun="training", name="wide", values={"width": 4096, "lr": 0.001})
@@ -57,8 +59,20 @@ def test_the_sites_of_a_template_stay_when_another_text_is_chosen(page, made):
 def test_the_enter_key_starts_the_work_and_neither_fills_in_nor_saves_a_template(page, made):
     page.goto("/trainings/new/")
     page.get_by_label("Name", exact=True).fill("started by a key")
-    page.get_by_label("Width").press("Enter")
+    page.get_by_label("Width", exact=True).press("Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text("started by a key")
+
+
+def test_the_caches_that_were_ticked_and_weighed_stay_when_another_text_is_chosen(page, made):
+    page.goto("/trainings/new/")  # of the newer text
+    for name, weight in (("newer-cache", "3"), ("older-cache", "1")):
+        page.get_by_role("checkbox", name=name).check()
+        page.get_by_label(f"Weight of {name}").fill(weight)
+    choose(page, "older-text")
+    expect(page.get_by_role("checkbox", name="newer-cache")).to_be_checked()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("main")).to_contain_text("from older-cache, weight 1; newer-cache, weight 3")
+    assert page.wrong == []
 
 
 @pytest.mark.parametrize(("motion", "moves"), [("no-preference", "asked"), ("reduce", "none")])

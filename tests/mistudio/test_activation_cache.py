@@ -88,12 +88,13 @@ def test_more_tokens_than_there_are_means_all(alice):
     assert launched(ActivationCacheForm, alice, data).n_tokens == 10_000
 
 
-def test_a_disk_that_is_too_small_is_refused_at_launch_with_the_number_missing(alice, monkeypatch):
+def test_a_disk_that_is_too_small_is_refused_at_launch_with_the_number_missing(alice, client_of, monkeypatch):
     free = 10**8
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
     data = {"tokenization": rows.tokenization(alice.team, n_tokens=10**8).pk, "sites": SITE}
     said = errors(ActivationCacheForm, alice, data)["n_tokens"]
     assert "The cache needs 4.0 GB, but only 100.0 MB are free" in said and "are missing" in said
+    assert said in estimate_of(alice, client_of, **data), "before it is started"
     assert not ActivationCache.objects.exists() and not Job.objects.exists()
 
 

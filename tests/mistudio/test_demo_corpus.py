@@ -96,6 +96,16 @@ def test_files_that_are_no_python_of_today_are_passed_over(monkeypatch, tmp_path
     assert [document for document in documents() if document.kind == "source"] == [Document(body, "plan", "source")]
 
 
+def test_the_corpus_is_a_file_with_a_document_in_each_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("the old one")
+    n = write_corpus(path)
+    written = [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert written == list(documents()) and len(written) == n > 100
+    assert [entry.name for entry in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
 def test_a_corpus_that_cannot_be_collected_leaves_the_old_file(monkeypatch, tmp_path):
     path = tmp_path / "corpus.jsonl"
     path.write_text("the old one")

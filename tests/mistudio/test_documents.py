@@ -239,6 +239,34 @@ def test_a_page_of_documents_asks_the_database_as_much_for_many_as_for_few(clien
     assert asked[0] == asked[1] <= 34
 
 
+def previous(client, row, number, **query):
+    return client.get(reverse("document_previous", args=[row.pk, number]), query, follow=True)
+
+
+def test_the_previous_match_is_one_click_away_across_files(client, hundred):
+    split_groups(pages, hundred)
+    assert 'data-key="prev"' in opened(client, hundred, 77, q="number 4").content.decode()
+    for number, match in ((77, 49), (49, 48), (41, 40), (40, 4)):
+        answer = previous(client, hundred, number, q="number 4")
+        assert answer.redirect_chain[0][0] == f"{reverse('document', args=[hundred.pk, match])}?q=number+4"
+    first = previous(client, hundred, 4, q="number 4")
+    assert first.context["document"].number == 4 and "None before this one matches." in first.content.decode()
+    assert previous(client, hundred, 10**15, q="number 99").context["document"].number == 99
+
+
+@pytest.mark.parametrize("name", ["document_next", "document_previous"])
+def test_a_match_of_nothing_is_not_found(name, client, hundred):
+    assert client.get(reverse(name, args=[hundred.pk, 5])).status_code == 404
+
+
+def test_a_search_backwards_that_runs_out_of_time_says_how_far_it_looked(client, hundred, monkeypatch):
+    split_groups(pages, hundred)
+    monkeypatch.setattr(pages, "DOCUMENTS", 20)
+    answer = previous(client, hundred, 90, q="number 4")
+    assert answer.context["document"].number == 90
+    assert "None from document 50 up to this one matches." in answer.content.decode()
+
+
 def test_a_histogram_of_nothing_says_so_and_one_range_has_one_bar():
     def address(low, high):
         return f"?{low}-{high}"

@@ -8,6 +8,7 @@ from mistudio.forms.scan import ScanForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Dataset, LanguageModel, Training
+from mistudio.models.plan import differences
 from tests import rows
 
 pytestmark = pytest.mark.django_db
@@ -140,15 +141,19 @@ WRONG_TRAININGS = [
     ("site", "blocks.1.hook_z.2", "blocks.1.hook_z has heads 0 to 1."),
     ("site", "module:", "has no site module:."),
     ("site", "module:a b", "any module module:<path>"),
-    ("site", f"module:{'a.' * 60}b", "at most 120 characters"),
+    ("site", f"module:{'a.' * 1000}b", "at most 2000 characters"),
+    ("site", "blocks.0.hook_resid_post,blocks.9.hook_resid_pre", "has no site blocks.9"),
+    ("writes", "blocks.0.hook_resid_post", "Only transcoders write another site"),
+    ("width", "32,many", "“many” is none"),
     ("width", "0", "outside 1 to"),
-    ("k", "64", "only 1 to 32"),
-    ("k", "0", "only 1 to 32"),
+    ("k", "64", "k must be from 1 to the width, 32, not 64. Lower k or raise the width."),
+    ("k", "0", "k must be a whole number from 1, not 0."),
+    ("k", "4, 64", "k must be from 1 to the width, 32, not 64."),
     ("n_tokens", "0", "outside 1 to"),
     ("batch_tokens", "1", "outside 16 to"),
-    ("lr", "-1", "outside 0 to 1"),
+    ("lr", "-1", "Learning rate must be a number above 0"),
     ("lr", "nan", "Enter a number"),
-    ("architecture", "magic", "not one of the available"),
+    ("architecture", "magic", "magic is none of topk, batchtopk"),
     ("dtype", "int3", "not one of the available"),
 ]
 
@@ -167,13 +172,54 @@ def test_a_training_names_the_field_that_is_wrong(alice, field, value, said):
     assert not Training.objects.exists() and not Job.objects.exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "field", "said"),
+    [
+        ({"architecture": "crosscoder"}, "site", "Crosscoder reads several sites"),
+        ({"architecture": "transcoder"}, "writes", "Transcoder needs a site to write"),
+        (
+            {"architecture": "topk,jumprelu", "bandwidth": "0"},
+            "bandwidth",
+            "Bandwidth must be a number above 0, not 0.0",
+        ),
+        ({"architecture": "jumprelu", "l0_loss": "cubic"}, "l0_loss", "L0 loss must be one of quadratic, tanh, step"),
+        (
+            {"width": "32,64,128", "k": "1,2,3", "seed": "0,1,2", "lr": "1,2,3"},
+            "__all__",
+            "81 SAEs at once",
+        ),
+    ],
+)
+def test_saes_that_cannot_be_are_refused_by_what_is_wrong(alice, asked, field, said):
+    tokens = rows.tokenization(alice.team)
+    data = {"tokenization": tokens.pk, "site": "blocks.1.hook_resid_pre", "width": "32", "k": "4"}
+    assert said in errors(TrainingForm, alice, {**data, **asked})[field]
+    assert not Training.objects.exists()
+
+
+def test_several_values_make_an_sae_of_each_combination_and_a_crosscoder_of_all_sites(alice):
+    tokens = rows.tokenization(alice.team)
+    data = {
+        "tokenization": tokens.pk, "site": "blocks.0.hook_resid_post, blocks.1.hook_resid_pre", "width": "32, 64",
+        "architecture": ["topk", "jumprelu", "crosscoder"], "k": "4, 8", "seed": "1",
+    }  # fmt: skip
+    run = launched(TrainingForm, alice, data)
+    assert len(run.members) == 2 * 2 * 2 + 2 * 2 + 2 * 2, "k multiplies what has a k"
+    assert (run.width, run.options) == ("32,64", {"k": "4,8"})
+    assert [len(one["reads"]) for one in run.members] == [1] * 12 + [2] * 4
+    folders = [one["folder"] for one in run.job.params["saes"]]
+    assert len(set(folders)) == 16 and folders[1].endswith("sae-1")
+    assert differences(run.members)[0] == "TopK · blocks.0.hook_resid_post · 32 · k 4"
+    assert "--site blocks.0.hook_resid_post,blocks.1.hook_resid_pre" in run.command() and "--k 4,8" in run.command()
+
+
 def test_each_architecture_keeps_its_own_sparsity_setting_alone(alice):
     tokens = rows.tokenization(alice.team)
     data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post", "width": "64"}
     topk = launched(TrainingForm, alice, {**data, "l1_coefficient": "3"})
     relu = launched(TrainingForm, alice, {**data, "architecture": "standard", "k": "3"})
-    assert (topk.k, topk.l1_coefficient) == (32, None)
-    assert (relu.k, relu.l1_coefficient) == (None, 5.0)
+    assert topk.members[0]["options"] == {"k": 32, "aux_coefficient": 1 / 32}
+    assert relu.members[0]["options"] == {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.05, "aux_coefficient": 0.0}
     assert topk.language_model == tokens.language_model
 
 
@@ -189,7 +235,7 @@ def test_a_site_that_is_not_listed_can_be_typed_and_counts_before_the_chosen_one
     tokens = rows.tokenization(alice.team)
     data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post", "site_typed": f" {site} "}
     run = launched(TrainingForm, alice, data)
-    assert run.site == run.job.params["site"] == site
+    assert [run.site] == run.job.params["saes"][0]["reads"] == [site]
     again = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk), "site": site})
     assert again.initial["site"] == again.fields["site"].widget.choices[0][0] == site
 
@@ -243,7 +289,7 @@ def test_a_cloned_training_with_an_emptied_field_takes_the_default(alice, client
     sent = {"tokenization": tokens.pk, "site": "blocks.1.hook_resid_pre", "width": "", "n_tokens": "", "k": "4"}
     assert client_of(alice).post(address, sent).status_code == 302
     made = Training.objects.get()
-    assert (made.width, made.n_tokens) == (2048, 1_000_000)
+    assert (made.width, made.n_tokens) == ("2048", 1_000_000)
 
 
 def test_logs_of_jobs_are_no_source(alice, settings):

@@ -13,6 +13,7 @@ from jobs.ml.language_model import weight_bytes as bytes_in_memory
 from jobs.models import Job, State
 from mistudio import memory
 from mistudio.forms.language_model import LanguageModelForm
+from mistudio.forms.scan import ScanForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.forms.training import TrainingForm
 from mistudio.measurements import Observation, observations, table
@@ -142,7 +143,7 @@ def test_a_quarantined_model_is_shown_offered_nowhere_and_refused_with_the_reaso
         {"tokenization": tokens.pk, "site": "blocks.1.hook_resid_pre"}, team=alice.team, owner=alice
     )
     assert training.launch() is None and "is quarantined" in training.errors["tokenization"][0]
-    assert model not in LanguageModel.offered(alice.team)
+    assert model not in LanguageModel.offered(alice.team, LanguageModel.unusable(alice.team))
 
 
 def test_a_missing_file_is_found_by_looking_and_fetched_again(model, alice, client_of):
@@ -155,7 +156,7 @@ def test_a_missing_file_is_found_by_looking_and_fetched_again(model, alice, clie
     job = Job.objects.get(kind="restore_model")
     assert "Fetch language model again" in page(client_of, alice, model)
     assert run(job, model)["restored"] == ["tokenizer.json"]
-    assert model.state == "ready" and model in LanguageModel.offered(alice.team)
+    assert model.state == "ready" and model in LanguageModel.offered(alice.team, LanguageModel.unusable(alice.team))
 
 
 def test_a_job_on_the_model_is_not_taken_for_the_one_that_made_it(model, alice):
@@ -329,3 +330,12 @@ def test_a_training_takes_the_precision_it_is_given_and_a_scan_follows(alice):
     assert scan.job.params["dtype"] == "int8"
     wrong = TrainingForm({**data, "dtype": "int3"}, team=alice.team, owner=alice)
     assert wrong.launch() is None and "dtype" in wrong.errors
+
+
+def test_a_form_looks_once_which_models_cannot_be_used_however_many_things_it_offers(alice):
+    sae = rows.sae(alice.team)
+    for form_class, more in ((TokenizationForm, {}), (TrainingForm, {}), (ScanForm, {"sae": sae})):
+        with CaptureQueriesContext(connection) as caught:
+            form_class(team=alice.team, owner=alice, **more)
+        looked = [query["sql"] for query in caught if "ready_at" in query["sql"] and '"files" = ' in query["sql"]]
+        assert len(looked) == 1, form_class

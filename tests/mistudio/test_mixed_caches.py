@@ -214,6 +214,6 @@ def test_two_caches_of_two_texts_are_trained_on_together(alice, tmp_path):
     caches = [launch(ActivationCacheForm, alice, tokenization=text.pk, sites=SITE) for text in tokens]
     words = [f"{cache.pk}:{weight}" for cache, weight in zip(caches, (3, 1), strict=True)]
     run = launch(TrainingForm, alice, **{**RUN, "tokenization": tokens[0].pk, "caches": words})
-    told = store.read_manifest(run.sae_folder)["activations"]["caches"]
+    told = store.read_manifest(run.sae_folder(0))["activations"]["caches"]
     assert [entry["tokens_per_batch"] for entry in told] == [192, 64]
     assert Sae.objects.get(training=run).fvu < 1

@@ -49,6 +49,7 @@ def object_urls(everything):
         "documents": [everything["dataset_pk"]],
         "document": [everything["dataset_pk"], 0],
         "document_next": [everything["dataset_pk"], 0],
+        "document_previous": [everything["dataset_pk"], 0],
     }
     found = {}
     for name in get_resolver().reverse_dict:

@@ -62,7 +62,7 @@ def errors(person, source, model, **fields):
 def test_an_imported_sae_is_a_row_with_what_its_files_say(alice, client_of, there, model):
     sae = bring(alice, there, model)
     assert (sae.name, sae.architecture, sae.d_in, sae.width) == ("my-sae", "jumprelu", D, M)
-    assert sae.sites_read == ["blocks.3.hook_resid_post"] and sae.training is None
+    assert sae.reads == ["blocks.3.hook_resid_post"] and sae.training is None
     assert sae.damage() == []
     page = client_of(alice).get(sae.get_absolute_url()).content.decode()
     assert "SAELens" in page and "so its files say" in page and "not measured" in page

@@ -37,7 +37,7 @@ def test_the_settings_of_a_form_are_saved_and_nothing_starts(alice, client_of):
     row = Template.objects.get()
     assert answer.status_code == 200 and "Nothing was started" in answer.content.decode()
     assert (row.team, row.owner, row.noun, row.name) == (alice.team, alice, "training", "small and quick")
-    assert (row.values["width"], row.values["k"], row.values["seed"]) == (64, 4, 7)
+    assert (row.values["width"], row.values["k"], row.values["seed"]) == ("64", "4", "7")
     assert not {"tokenization", "name", "submission"} & set(row.values)
     assert not Training.objects.exists() and not Job.objects.exists()
 
@@ -67,7 +67,7 @@ def test_a_template_is_replaced_only_when_that_is_asked_for(alice, client_of):
     refused = client.post(reverse("training_new"), filled(tokens))
     assert refused.status_code == 422 and "exists. Choose another name, or replace it" in refused.content.decode()
     client.post(reverse("training_new"), filled(tokens, **{"template-replace": "on"}))
-    assert Template.objects.get().values["k"] == 4
+    assert Template.objects.get().values["k"] == "4"
 
 
 def test_the_form_can_be_sent_without_a_name_for_a_template(alice, client_of):
@@ -256,7 +256,7 @@ def test_a_command_starts_from_a_template_and_what_is_given_counts_more(alice):
         stdout=StringIO(),
     )
     run = Training.objects.get()
-    assert (run.tokenization, run.width, run.k, run.lr) == (tokens, 64, 2, 0.001)
+    assert (run.tokenization, run.width, run.options["k"], run.lr) == (tokens, "64", "2", "0.001")
 
 
 def test_a_command_says_which_templates_there_are(alice):
