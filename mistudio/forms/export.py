@@ -10,12 +10,12 @@ from mistudio.models.export import CHOICES
 class ExportForm(ArtifactForm):
     class Meta:
         model = Export
-        fields = ("sae", "format", "repository", "private", "licence", "name")
-        labels = {"sae": "SAE", "repository": "Push to", "private": "Private repository"}
+        fields = ("sae", "format", "repository", "public", "licence", "name")
+        labels = {"sae": "SAE", "repository": "Push to", "public": "Public repository"}
         help_texts = {
             "format": f"One of {', '.join(name for name, _ in CHOICES)}.",
             "repository": "An id of the hub, owner/name, to which your token may write. Empty: it stays here.",
-            "private": "Where the repository is made by this.",
+            "public": "Where the repository is made by this. Else only those see it whom its owner lets.",
             "licence": "For the card, such as mit or cc-by-4.0. Empty: the SAE's own, where it has one.",
         }
 

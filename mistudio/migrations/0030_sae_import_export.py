@@ -61,7 +61,7 @@ class Migration(migrations.Migration):
                 ('size_bytes', models.BigIntegerField(blank=True, editable=False, null=True)),
                 ('format', models.CharField(choices=[('saelens', 'SAELens'), ('sparsify', 'sparsify'), ('dictionary_learning', 'dictionary_learning'), ('gemma_scope', 'Gemma Scope'), ('neuronpedia', 'Neuronpedia (SAEDashboard)')], default='saelens', max_length=30)),
                 ('repository', models.CharField(blank=True, max_length=200, verbose_name='hub repository')),
-                ('private', models.BooleanField(default=True)),
+                ('public', models.BooleanField(default=False)),
                 ('licence', models.CharField(blank=True, max_length=120)),
                 ('archive', models.CharField(blank=True, editable=False, max_length=200)),
                 ('result', models.JSONField(default=dict, editable=False)),

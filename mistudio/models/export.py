@@ -23,7 +23,7 @@ class Export(Artifact):
     sae = models.ForeignKey(Sae, on_delete=models.PROTECT, related_name="exports")
     format = models.CharField(max_length=30, choices=CHOICES, default="saelens")
     repository = models.CharField("hub repository", max_length=200, blank=True)
-    private = models.BooleanField(default=True)
+    public = models.BooleanField(default=False)  # the repository, where the export makes it
     licence = models.CharField(max_length=120, blank=True)
     archive = models.CharField(max_length=200, blank=True, editable=False)  # its file in the folder
     result = models.JSONField(default=dict, editable=False)
@@ -54,7 +54,7 @@ class Export(Artifact):
             "about": {**sae.about(), "licence": self.licence or sae.licence},
             "module": modules.get(site) or "",
             "repository": self.repository,
-            "private": self.private,
+            "private": not self.public,
         }
         if self.format == NEURONPEDIA and sae.scan:
             known |= {
@@ -68,6 +68,6 @@ class Export(Artifact):
         return [self.sae.name], {
             "format": self.format,
             "repository": self.repository,
-            "private": bool(self.repository and self.private),
+            "public": bool(self.repository and self.public),
             "licence": self.licence,
         }

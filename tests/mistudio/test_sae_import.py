@@ -23,7 +23,7 @@ from mistudio.forms.tokenization import TokenizationForm
 from mistudio.models import Export, HubToken, Sae, Upload
 from tests import rows
 from tests.hub_server import HubServer
-from tests.main_path import launch, work, write_texts
+from tests.main_path import launch, walk, work, write_texts
 from tests.ml import foreign
 from tests.ml.foreign import D, M
 from tests.ml.tiny import documents, save_model, tiny_model
@@ -181,6 +181,19 @@ def test_an_export_can_be_downloaded_and_shows_its_certificate(alice, client_of,
     assert again.width == M
 
 
+def test_the_card_of_a_trained_sae_says_on_how_much_its_figures_were_measured(alice, tmp_path):
+    texts = write_texts(tmp_path / "texts.jsonl", documents(240))
+    sae, _ = walk(alice, save_model(tiny_model("llama"), tmp_path / "llama"), texts, architecture="batchtopk")
+    export = launch(ExportForm, alice, sae=sae.pk, format="saelens", licence="cc-by-4.0")
+    assert export.certificate["holds"] and export.certificate["active"] > 0
+    with zipfile.ZipFile(export.path) as archive:
+        card = archive.read("README.md").decode()
+        config = json.loads(archive.read("blocks.1.hook_resid_pre/cfg.json"))
+    assert config["architecture"] == "jumprelu", "which is what a BatchTopK SAE is once it is trained"
+    assert f"| Explained variance | {sae.explained_variance:.4f} | {sae.evaluated_tokens:,} held-out tokens |" in card
+    assert 'license: "cc-by-4.0"' in card and "| Trained on |" in card and "| Language model |" in card
+
+
 def test_a_format_that_cannot_hold_it_is_not_offered_and_is_refused_with_the_reason(alice, client_of, there, model):
     sae = bring(alice, there, model)
     page = client_of(alice).get(reverse("export_new", args=[sae.pk])).content.decode()
@@ -257,9 +270,7 @@ def hub(hub, monkeypatch):
 def test_what_is_pushed_to_the_hub_can_be_fetched_from_it(hub, alice, client_of, there, model):
     HubToken.store(alice, HubServer.TOKEN)
     sae = bring(alice, there, model, licence="mit")
-    form = ExportForm(
-        {"sae": sae.pk, "format": "saelens", "repository": "alice/saes", "private": "on"}, team=alice.team, owner=alice
-    )
+    form = ExportForm({"sae": sae.pk, "format": "saelens", "repository": "alice/saes"}, team=alice.team, owner=alice)
     job = run_here(form.launch().job)
     assert job.state == State.SUCCEEDED, job.error_message
     stored = hub.repositories["model", "alice/saes"]
