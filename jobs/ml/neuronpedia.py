@@ -5,7 +5,6 @@ the histogram of all logits. Dead features are skipped, and named as such.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +40,10 @@ class Source:
     pieces: list[str]
     W_dec: np.ndarray  # [M, D]
     dataset: str
+
+    def piece(self, token: int) -> str:
+        """Some models have more logits than tokens."""
+        return self.pieces[token] if token < len(self.pieces) else f"[{token}]"
 
 
 def write_batches(
@@ -124,9 +127,9 @@ def feature(source: Source, index: int) -> dict[str, Any]:
         "feature_index": index,
         **alignment(row),
         **NOT_MEASURED,
-        "neg_str": [source.pieces[token] for token, _ in logits["bottom"]],
+        "neg_str": [source.piece(token) for token, _ in logits["bottom"]],
         "neg_values": [rounded(value) for _, value in logits["bottom"]],
-        "pos_str": [source.pieces[token] for token, _ in logits["top"]],
+        "pos_str": [source.piece(token) for token, _ in logits["top"]],
         "pos_values": [rounded(value) for _, value in logits["top"]],
         "frac_nonzero": float(evidence.density[index]),
         "freq_hist_data_bar_heights": counts.tolist(),
@@ -182,7 +185,7 @@ def one(source: Source, example: Example, ids: list[int], part: dict[str, Any]) 
         values[place] = rounded(value)
     return {
         **part,
-        "tokens": [source.pieces[token] if token < len(source.pieces) else f"[{token}]" for token in ids],
+        "tokens": [source.piece(token) for token in ids],
         "values": values,
         "qualifying_token_index": int(example.places[example.values.argmax()]),
         "dfa_values": [],
@@ -192,5 +195,5 @@ def one(source: Source, example: Example, ids: list[int], part: dict[str, Any]) 
 
 
 def rounded(value: float) -> float:
-    """To five places; what is not finite is 0 nowhere but in files that are broken already."""
-    return round(float(value), 5) if math.isfinite(value) else 0.0
+    """To five places, as there."""
+    return round(float(value), 5)

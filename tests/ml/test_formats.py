@@ -13,8 +13,10 @@ from jobs.ml.architectures import build
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.formats import recognise
 from jobs.ml.sae import Sae
+from jobs.ml.saelens import save_sae
 from tests.ml import foreign
 from tests.ml.foreign import D, K, M, inputs
+from tests.ml.test_architectures import trained_like
 
 CLOSE = 1e-5
 UNITS = {"saelens-topk", "saelens-flat-topk"}  # those whose rows must keep their norms
@@ -152,6 +154,19 @@ def test_a_transcoder_is_written_and_read_with_its_skip_connection(tmp_path, nam
     back, facts = formats.read(tmp_path / "layers.3.mlp")
     assert facts.transcodes and facts.writes == ("blocks.3.hook_mlp_out",)
     assert difference(back(inputs()), sae(inputs())) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["crosscoder", "transcoder", "skip_transcoder"])
+def test_what_no_peer_has_a_name_for_goes_between_two_studios(tmp_path, name) -> None:
+    sae = trained_like(name).folded(2.0)
+    sites = {
+        "reads": ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"] if name == "crosscoder" else ["hook_embed"]
+    }
+    save_sae(sae, tmp_path / "sae", **sites, writes=[] if name == "crosscoder" else ["blocks.1.hook_mlp_out"])
+    back, facts = formats.read(tmp_path / "sae")
+    assert list(facts.reads) == sites["reads"] and facts.transcodes == (name != "crosscoder")
+    assert difference(back(inputs()), sae(inputs())) < CLOSE
+    assert "no " in formats.refusal("saelens", sae.architecture, transcodes=facts.transcodes)
 
 
 def test_what_a_format_cannot_hold_is_refused_with_the_reason(tmp_path) -> None:
