@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,8 +36,8 @@ def gemma_scope(folder: Path, x: Tensor) -> Answer:
     """SAELens' own loader, given the files that are here where it would fetch them."""
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
-    w_enc = dict(__import__("numpy").load(folder / "params.npz"))["w_enc"]
-    own = {"d_in": w_enc.shape[0], "d_sae": w_enc.shape[1], "dtype": "float64", "normalize_activations": "none"}
+    d_in, width = np.load(folder / "params.npz")["w_enc"].shape
+    own = {"d_in": d_in, "d_sae": width, "dtype": "float64", "normalize_activations": "none"}
     place = "google/gemma-scope-2b-pt-res", "layer_0/width_16k/average_l0_1"
     return of_loader(loaders, "gemma_2_sae_huggingface_loader", folder, place, own, x)
 
