@@ -156,6 +156,15 @@ def test_a_transcoder_is_written_and_read_with_its_skip_connection(tmp_path, nam
     assert difference(back(inputs()), sae(inputs())) < CLOSE
 
 
+@pytest.mark.parametrize("name", ["saelens", "sparsify", "dictionary_learning"])
+def test_rows_that_kept_their_norms_keep_them_on_the_way_out(tmp_path, name) -> None:
+    compute = foreign.saelens(tmp_path / "there", "topk")
+    sae, _ = formats.read(tmp_path / "there")
+    formats.write(sae, tmp_path / "layers.3", name, reads=["blocks.3.hook_resid_post"])
+    back, _ = formats.read(tmp_path / "layers.3")
+    assert difference(back(inputs()), compute(inputs())[1]) < CLOSE
+
+
 @pytest.mark.parametrize("name", ["crosscoder", "transcoder", "skip_transcoder"])
 def test_what_no_peer_has_a_name_for_goes_between_two_studios(tmp_path, name) -> None:
     sae = trained_like(name).folded(2.0)

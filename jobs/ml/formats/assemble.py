@@ -23,9 +23,8 @@ def assemble(facts: Facts, weights: dict[str, Tensor]) -> tuple[Sae, Facts]:
     for name, shape in facts.shapes.items():
         if tuple(weights[name].shape) != shape:
             raise Unusable(f"{name} has the shape {list(weights[name].shape)}, not {list(shape)}.", AGAIN)
-    norms = weights["W_dec"].norm(dim=1)
     chosen_by_rank = facts.k is not None and not facts.weighted
-    kept = chosen_by_rank and float(norms.max() - norms.min()) > EQUAL * float(norms.mean())
+    kept = chosen_by_rank and not alike(weights["W_dec"])
     sae = class_of(facts.architecture)(
         facts.d_in,
         facts.width,
@@ -46,6 +45,7 @@ def plain_bias(sae: Sae) -> Tensor:
     return sae.b_enc - sae.W_enc @ sae.b_dec if sae.centred else sae.b_enc
 
 
-def same_norm_rows(rows: Tensor) -> bool:
+def alike(rows: Tensor) -> bool:
+    """Have they all the same norm?"""
     norms = rows.norm(dim=1)
     return bool(norms.max() - norms.min() <= EQUAL * norms.mean())

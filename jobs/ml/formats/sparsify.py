@@ -59,13 +59,14 @@ def refusal(*, transcodes: bool, d_in: int, d_out: int, **_: Any) -> str:
 def write(sae: "Sae", folder: Path, reads: tuple[str, ...], writes: tuple[str, ...], metadata: dict[str, Any]) -> None:
     """The folder is to be named after the hookpoint."""
     from jobs.ml import store
+    from jobs.ml.formats.assemble import alike
 
     arrays = {name: value.detach().cpu().numpy() for name, value in sae.state_dict().items()}
     arrays["encoder.weight"], arrays["encoder.bias"] = arrays.pop("W_enc"), arrays.pop("b_enc")
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.width // sae.d_in),
-        "normalize_decoder": True,
+        "normalize_decoder": alike(sae.W_dec),
         "num_latents": sae.width,
         "k": sae.options()["k"],
         "multi_topk": False,
