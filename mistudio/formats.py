@@ -7,8 +7,11 @@ from typing import Any
 NONE = "–"
 WRITTEN = {  # words of the code that people write otherwise
     **{word: word.upper() for word in ("bos", "ce", "cpu", "ev", "fvu", "gpu", "kl", "l0", "l1", "l2", "mse", "sae")},
+    "abstopk": "AbsTopK",
+    "batchtopk": "BatchTopK",
     "d_in": "width of the site",
     "dtype": "precision",
+    "jumprelu": "JumpReLU",
     "lr": "learning rate",
     "model_batch": "sequences per forward pass",
     "topk": "TopK",

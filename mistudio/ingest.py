@@ -1,5 +1,6 @@
 """A finished job's files → rows. Each may run twice: what a crash interrupted is done again, to the same end."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from mistudio.models import (
     ActivationCache,
     Dataset,
     Evaluation,
+    Export,
     Feature,
     LanguageModel,
     Sae,
@@ -142,6 +144,25 @@ def training(job: Job, result: dict[str, Any]) -> None:
             metrics=measured.get("metrics", {}),
             **{name: measured.get(name) for name in ("fvu", "l0", "ce_recovered", "evaluated_tokens")},
         )
+
+
+def imported_sae(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Sae) or not row.foreign:
+        return
+    shutil.rmtree(row.upload_folder, ignore_errors=True)
+    row.mark_ready(
+        options={} if result["k"] is None else {"k": result["k"]},
+        imported={**row.imported, **result},
+        licence=row.licence or result["licence"],
+        **{name: result[name] for name in ("architecture", "d_in", "width", "reads", "writes", "commit", "path")},
+    )
+
+
+def export(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if isinstance(row, Export):
+        row.mark_ready(archive=result["archive"], result=result)
 
 
 def scan(job: Job, result: dict[str, Any]) -> None:

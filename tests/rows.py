@@ -8,6 +8,7 @@ from mistudio.models import (
     ActivationCache,
     Dataset,
     Evaluation,
+    Export,
     Feature,
     LanguageModel,
     Sae,
@@ -208,3 +209,14 @@ def evaluation(team: Team, name: str = "evaluation", **fields: Any) -> Evaluatio
     }
     known = {"n_tokens": 1000, "evaluated_tokens": 1000, "result": result, "ready_at": timezone.now()}
     return Evaluation.objects.create(team=team, name=name, sae=row, tokenization=tokens, **{**known, **fields})
+
+
+def export(team: Team, name: str = "export", **fields: Any) -> Export:
+    row = fields.pop("sae", None) or sae(team, f"{name}-sae")
+    certificate = {
+        "format": "saelens", "by_peer": True, "package": "sae-lens", "version": "6.54.12", "vectors": 256,
+        "at_threshold": 0, "active": 4.0, "codes": 1e-8, "x_hat": 1e-8, "limit": 1e-5, "holds": True,
+    }  # fmt: skip
+    result = {"bytes": 1000, "inner": "sae", "certificate": certificate}
+    known = {"archive": "sae.zip", "result": result, "ready_at": timezone.now()}
+    return Export.objects.create(team=team, name=name, sae=row, **{**known, **fields})

@@ -19,6 +19,8 @@ KINDS: dict[str, str] = {
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",
     "evaluate_sae": "jobs.kinds.evaluate_sae",
+    "import_sae": "jobs.kinds.import_sae",
+    "export_sae": "jobs.kinds.export_sae",
     "sleepy": "jobs.kinds.sleepy",
 }
 

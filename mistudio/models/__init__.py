@@ -2,6 +2,7 @@ from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.dataset import Dataset, DatasetPart
 from mistudio.models.evaluation import Evaluation
+from mistudio.models.export import Export
 from mistudio.models.feature import Feature
 from mistudio.models.hub_token import HubToken
 from mistudio.models.language_model import LanguageModel
@@ -14,7 +15,7 @@ from mistudio.models.training import CacheShare, Training
 from mistudio.models.upload import Upload
 
 ARTIFACTS: tuple[type[Artifact], ...] = (
-    *(LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan, Evaluation),
+    *(LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan, Evaluation, Export),
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Dataset",
     "DatasetPart",
     "Evaluation",
+    "Export",
     "Feature",
     "HubToken",
     "LanguageModel",
