@@ -46,6 +46,14 @@ def training_new(request: HttpRequest) -> HttpResponse:
     return creation(request, TrainingForm, "training/new.html")
 
 
+@require_GET
+def plan(request: HttpRequest) -> HttpResponse:
+    """The fragment that follows the form while it is filled in."""
+    user: Any = request.user
+    form = TrainingForm(request.GET, team=user.team, owner=user)
+    return render(request, "training/_plan.html", {"form": form, "plan": form.plan})
+
+
 @require_POST
 def training_delete(request: HttpRequest, pk: int) -> HttpResponse:
     return deletion(request, Training, pk)
