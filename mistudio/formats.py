@@ -56,6 +56,12 @@ def significant(value: Any, digits: Any = 3) -> str:
     return grouped(known, max(0, int(digits) - 1 - magnitude))
 
 
+def listed(values: Any) -> str:
+    """Several values with commas between them, as forms keep them: "256,4096" → 256, 4,096."""
+    parts = [part.strip() for part in str(values).split(",") if part.strip()]
+    return ", ".join(thousands(int(part)) if part.isdecimal() else part for part in parts)
+
+
 def si(value: Any) -> str:
     """Three digits and a letter: 43.6 k, 312 M, 9.62 B."""
     known = number(value)

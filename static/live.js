@@ -111,19 +111,6 @@
     form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "csrfmiddlewaretoken", value: token }));
   }, true);
 
-  // ---- parts of a form that count beside some choice alone: data-when names its field, data-is the values that show
-  // them; data-many is what only a choice of several needs
-  function tailor() {
-    const chosen = (part, name) => new FormData(part.closest("form")).getAll(name);
-    all("[data-when]").forEach((part) => {
-      const values = chosen(part, part.dataset.when);
-      part.hidden = values.length > 0 && !part.dataset.is.split(" ").some((value) => values.includes(value));
-    });
-    all("[data-many]").forEach((part) => { part.hidden = chosen(part, part.dataset.many).length === 1; });
-  }
-  tailor();
-  ["change", "htmx:load", "pageshow"].forEach((event) => window.addEventListener(event, tailor));
-
   // ---- copy, dismiss, menus
   async function copy(button) {
     const source = document.getElementById(button.dataset.copy);

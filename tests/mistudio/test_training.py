@@ -4,13 +4,19 @@ import re
 from html import unescape
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from jobs.ml.architectures import ARCHITECTURES, build
 from jobs.ml.architectures.options import OPTIONS
+from jobs.models import Job, Metric, State
 from mistudio.forms.training_plan import STATE_BYTES, n_parameters
 from mistudio.models import Tokenization, Training
+from mistudio.views.training import live
 from tests import rows
+from tests.mistudio.test_pages import queries
 
 SITES = "blocks.0.hook_resid_post,blocks.1.hook_resid_pre"
 
@@ -133,3 +139,143 @@ def test_a_name_is_made_of_what_varies_and_stays_short(alice, client_of):
     }
     assert client_of(alice).post("/trainings/new/", sent).status_code == 302
     assert Training.objects.get().name == "tokens-model-L0-resid_post+1-topk+gated-8+3"
+
+
+# ---- pages of trainings with many SAEs
+
+
+def sweep(team, name="sweep", n=16, measured=True, **fields):
+    """A training of n SAEs, with the metrics that its job told; they are finished if it is ready."""
+    widths = ",".join(str(32 * (i + 1)) for i in range(n))
+    run = rows.training(team, name, width=widths, **fields)
+    job = Job.objects.create(team=team, kind="train_sae", queue="gpu", subject=run.subject, state=State.RUNNING)
+    Training.objects.filter(pk=run.pk).update(job=job)
+    if measured:
+        Metric.objects.bulk_create(
+            Metric(
+                job=job,
+                step=step,
+                values={"memory": 2.0**30}
+                | {f"fvu.{i}": (i + 1) / n / step for i in range(n)}
+                | {f"l0.{i}": 4.0 + i for i in range(n)}
+                | {f"dead.{i}": 0.5 if i else 0.0 for i in range(n)},
+            )
+            for step in (2, 4)
+        )
+    for i in range(n) if run.ready else ():
+        rows.sae(team, f"{name}-{i}", training=run, number=i, width=32 * (i + 1), fvu=(i + 1) / 100, l0=2.0**i)
+    return Training.objects.get(pk=run.pk)
+
+
+def cells(page, label):
+    """A column of the table, the best in stars."""
+    found = re.findall(rf'<td class="num( best)?" data-label="{label}"><span data-tick>(.*?)</span></td>', page)
+    return [f"*{plain(text)}*" if best else plain(text) for best, text in found]
+
+
+@pytest.mark.parametrize("ready", [None, timezone.now()])
+def test_pages_of_a_training_ask_as_much_for_sixteen_saes_as_for_one(ready, alice, client_of):
+    client = client_of(alice)
+    one, many = (sweep(alice.team, f"run-{n}", n, ready_at=ready) for n in (1, 16))
+    client.get(one.get_absolute_url())
+    few = queries(client, one.get_absolute_url())
+    assert queries(client, many.get_absolute_url()) <= few <= 24
+    with CaptureQueriesContext(connection) as alone:
+        live(str(one.pk))
+    with CaptureQueriesContext(connection) as together:
+        assert f'id="training-{many.pk}"' in live(str(many.pk))
+    assert len(together) <= len(alone) <= 12
+
+
+def test_the_table_shows_every_sae_and_what_is_best_in_each_column(alice, client_of):
+    page = client_of(alice).get(sweep(alice.team, n=4).get_absolute_url()).content.decode()
+    assert cells(page, "EV") == ["*0.938*", "0.875", "0.812", "0.750"]
+    assert cells(page, "L0") == ["4.0", "5.0", "6.0", "7.0"], "fewer is no merit of its own"
+    assert cells(page, "Dead") == ["*0.0 %*", "50.0 %", "50.0 %", "50.0 %"]
+    assert "Best explained variance 0.938 line 1, L0 4.0, last batch" in plain(page)
+    assert "Memory 1.0 GiB" in plain(page) and "sort=" not in page
+
+
+def test_nothing_is_best_where_most_are_alike_or_nothing_is_measured(alice, client_of):
+    page = client_of(alice).get(sweep(alice.team, n=3, measured=False).get_absolute_url()).content.decode()
+    assert cells(page, "EV") == ["–"] * 3
+
+
+def test_every_row_has_the_line_that_the_charts_draw_it_with(alice, client_of):
+    page = client_of(alice).get(sweep(alice.team, n=10).get_absolute_url()).content.decode()
+    keys = re.findall(r'class="swatch"[^>]*><path class="line ([^"]+)"', page)
+    assert keys == [*(f"c{n}" for n in range(1, 9)), "c1 broad", "c2 broad"]
+    charts = page[page.index('id="h-curves"') :]
+    assert all(f'class="line {key}"' in charts for key in keys)
+
+
+def test_finished_saes_are_linked_ordered_by_an_address_and_drawn_against_their_sparsity(alice, client_of):
+    run, client = sweep(alice.team, n=4, ready_at=timezone.now()), client_of(alice)
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert [f'href="{sae.get_absolute_url()}"' in page for sae in run.saes.all()] == [True] * 4
+    assert cells(page, "EV") == ["*0.990*", "0.980", "0.970", "0.960"]
+    assert "none is beaten by another of 1 with 0.990 at 1.00." in page
+    assert f"trainings.{run.pk}" in client.get(run.get_absolute_url()).context["topics"]
+    turned = client.get(run.get_absolute_url(), {"sort": "ev"})
+    assert cells(turned.content.decode(), "EV") == ["0.960", "0.970", "0.980", "*0.990*"]
+    assert 'aria-sort="ascending"' in turned.content.decode()
+    assert f"trainings.{run.pk}" not in turned.context["topics"], "news would take the order away"
+
+
+@pytest.mark.parametrize("sort", ["magic", "-", "ev' or 1", "\0"])
+def test_an_order_that_does_not_exist_leaves_that_of_the_plan(sort, alice, client_of):
+    run = sweep(alice.team, n=2, ready_at=timezone.now())
+    page = client_of(alice).get(run.get_absolute_url(), {"sort": sort}).content.decode()
+    assert cells(page, "EV") == ["*0.990*", "0.980"]
+
+
+def test_several_values_are_not_taken_for_one_number(alice, client_of):
+    run = rows.training(alice.team, width="256,512", options={"k": "8,16"}, ready_at=timezone.now())
+    for url in (run.get_absolute_url(), reverse("trainings")):
+        page = client_of(alice).get(url).content.decode()
+        assert "256, 512" in page and "256,512<" not in page and "256,512 l" not in page
+
+
+def test_the_list_says_how_many_saes_a_training_has_and_how_good_the_best_is(alice, client_of):
+    sweep(alice.team, n=3, ready_at=timezone.now())
+    page = client_of(alice).get(reverse("trainings")).content.decode()
+    assert re.search(r'data-label="SAEs">3<', page) and re.search(r'data-label="EV">0.990<', page)
+
+
+# ---- the list of SAEs, and the page of one
+
+
+def test_the_saes_of_a_training_or_of_a_kind_are_found_in_the_list(alice, client_of):
+    run, client = sweep(alice.team, n=2, ready_at=timezone.now()), client_of(alice)
+    rows.sae(alice.team, "other", architecture="gated", options={"l1_coefficient": 7.0})
+    url = reverse("saes")
+
+    def names(**asked):
+        return {row.name for row in client.get(url, asked).context["page_obj"]}
+
+    assert names(training=run.pk) == {"sweep-0", "sweep-1"}
+    assert names(architecture="gated") == {"other"}
+    assert names(training=run.pk, architecture="gated") == set()
+    assert names(training="9999") == names(architecture="magic") == {"sweep-0", "sweep-1", "other"}
+    assert (
+        "none is all that was asked for"
+        in client.get(url, {"training": run.pk, "architecture": "gated"}).content.decode()
+    )
+    assert f"{url}?training={run.pk}" in client.get(run.get_absolute_url()).content.decode()
+    assert "L1 coefficient 7.0" in client.get(url).content.decode()
+
+
+def test_the_training_of_another_team_narrows_nothing(alice, charlie, client_of):
+    theirs = sweep(charlie.team, "theirs", n=2, ready_at=timezone.now())
+    page = client_of(alice).get(reverse("saes"), {"training": theirs.pk}).content.decode()
+    assert "theirs" not in page
+
+
+def test_the_page_of_a_crosscoder_and_of_a_transcoder_says_what_each_reads_and_writes(alice, client_of):
+    sites = SITES.split(",")
+    cross = rows.sae(alice.team, "cross", architecture="crosscoder", reads=sites, d_in=32)
+    over = rows.sae(alice.team, "over", architecture="skip_transcoder", writes=["blocks.1.hook_z"])
+    page = plain(client_of(alice).get(cross.get_absolute_url()).content.decode())
+    assert f"Sites {' '.join(sites)} Kind Crosscoder k 4 d_in 32, of 2 sites side by side" in page
+    page = plain(client_of(alice).get(over.get_absolute_url()).content.decode())
+    assert "Reads blocks.1.hook_resid_pre Writes blocks.1.hook_z Kind Skip transcoder" in page
