@@ -74,6 +74,12 @@ def interval(measured: Any) -> str:
     return "" if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
 
 
+def listed(values: Any) -> str:
+    """Several values with commas between them, as forms keep them: "256,4096" → 256, 4,096."""
+    parts = [part.strip() for part in str(values).split(",") if part.strip()]
+    return ", ".join(thousands(int(part)) if part.isdecimal() else part for part in parts)
+
+
 def si(value: Any) -> str:
     """Three digits and a letter: 43.6 k, 312 M, 9.62 B."""
     known = number(value)

@@ -66,6 +66,7 @@ urlpatterns = [
     path("caches/<int:pk>/delete/", activation_cache.activationcache_delete, name="activationcache_delete"),
     path("trainings/", training.trainings, name="trainings"),
     path("trainings/new/", training.training_new, name="training_new"),
+    path("trainings/plan/", training.plan, name="training_plan"),
     path("trainings/<int:pk>/", training.training, name="training"),
     path("trainings/<int:pk>/delete/", training.training_delete, name="training_delete"),
     path("saes/", sae.saes, name="saes"),

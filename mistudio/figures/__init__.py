@@ -20,9 +20,12 @@ from mistudio.figures.axes import (
     span_axis,
     stretch_axis,
 )
-from mistudio.figures.canvas import Plot, drawing, empty_chart, mark, polyline
-from mistudio.figures.series import Point, drawable, finite, moving_average, thinned
+from mistudio.figures.canvas import TOP, Plot, drawing, empty_chart, mark, polyline
+from mistudio.figures.labels import at_ends
+from mistudio.figures.series import MOST_POINTS, Point, drawable, finite, ink, moving_average, thinned
 from mistudio.formats import NONE, significant, thousands
+
+MOST_SAID = 8  # lines whose values are spoken one by one
 
 __all__ = ["Line", "density_histogram", "histogram", "line_chart", "lines_chart", "sparkline"]
 
@@ -62,30 +65,35 @@ def lines_chart(
     if not any(series):
         return empty_chart(title, width, height)
     heights = [y for points in series for _, y in points] + ([reference[0]] if reference else [])
-    ends = span_axis([x for points in series for x, _ in points], drawable(x_max))
-    plot = Plot(width, height, ends, log_axis(heights) if log else linear_axis(heights, y_min, y_max))
+    span = span_axis([x for points in series for x, _ in points], drawable(x_max))
+    plot = Plot(width, height, span, log_axis(heights) if log else linear_axis(heights, y_min, y_max))
     parts = [plot.frame(x_label, unit), *(plot.reference(*reference) if reference else [])]
-    for index, (line, points) in enumerate(zip(lines, series, strict=True)):
-        parts += drawn(plot, points, "one" if len(lines) == 1 else f"c{index % 8 + 1}", smooth)
-        if len(lines) > 1 and points:
-            x, y = plot.at(points[-1])
-            parts.append(mark("text", "strong", line.name, x=x + 4, y=y + 3.5))
+    most = max(60, min(MOST_POINTS, 4 * MOST_POINTS // len(lines)))
+    for index, points in enumerate(series):
+        parts += drawn(plot, points, "one" if len(lines) == 1 else ink(index), smooth, most)
+    if len(lines) > 1:
+        ends = [(line.name, plot.at(points[-1])) for line, points in zip(lines, series, strict=True) if points]
+        parts += at_ends(ends, TOP, plot.bottom)
     return drawing(sentence(title, lines, series, unit, x_label), width, height, parts)
 
 
-def drawn(plot: Plot, points: Sequence[Point], ink: str, smooth: bool) -> list[SafeString]:
+def drawn(plot: Plot, points: Sequence[Point], ink: str, smooth: bool, most: int) -> list[SafeString]:
     if not points:
         return []
-    raw = [plot.at(point) for point in thinned(points)]
+    raw = [plot.at(point) for point in thinned(points, most)]
     if not smooth or len(points) < 20:
         return [polyline(raw, ink)]
-    average = [plot.at(point) for point in thinned(moving_average(points))]
+    average = [plot.at(point) for point in thinned(moving_average(points), most)]
     return [polyline(raw, f"raw {ink}"), polyline(average, ink)]
 
 
 def sentence(title: str, lines: Sequence[Line], series: Sequence[Sequence[Point]], unit: str, x_label: str) -> str:
-    """What a colleague would say on the phone."""
+    """What a colleague would say on the phone: of each line, or of many together."""
     said = []
+    if len(lines) > MOST_SAID:
+        newest = [points[-1][1] for points in series if points]
+        range_ = f"from {significant(min(newest))} to {significant(max(newest))} {unit}".strip()
+        return f"{title}: {len(newest)} lines, now {range_}."
     for line, points in zip(lines, series, strict=True):
         if points:
             values = [y for _, y in points]

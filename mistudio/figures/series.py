@@ -10,6 +10,14 @@ Point = tuple[float, float]
 MOST_POINTS = 300  # per line; a small figure has not many more pixels
 
 
+INKS = 8
+
+
+def ink(number: int) -> str:
+    """Classes of a line by its number from 0. Each second round of the colours is broad and pale."""
+    return f"c{number % INKS + 1}" + (" broad" if number // INKS % 2 else "")
+
+
 def drawable(value: Any) -> float | None:
     known = number(value)
     if known is None or abs(known) > LARGEST:

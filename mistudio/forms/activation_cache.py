@@ -10,10 +10,10 @@ from django.db import transaction
 from jobs.errors import InvalidInput
 from jobs.ml.cache_layout import buffer_bytes, cache_bytes
 from jobs.ml.config import UNSETTLED_ROWS
-from mistudio.formats import block_and_hook, short_site
+from mistudio.formats import short_site
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.several import names_of
-from mistudio.forms.training import middle_residual
+from mistudio.forms.sites import Grid, middle_residual, site_grid, unlisted
 from mistudio.models import ActivationCache, Artifact, Tokenization, Training
 from mistudio.models.language_model import AUTO, Precision
 from mistudio.structure import weight_bytes
@@ -82,25 +82,17 @@ class ActivationCacheForm(ArtifactForm):
         rows = field.queryset
         self.chosen: Tokenization | None = rows.filter(pk=int(key)).first() if key.isdecimal() else rows.first()
         if self.chosen and not self.initial.get("sites"):
-            self.initial["sites"] = middle_residual(self.chosen)
+            self.initial["sites"] = middle_residual(self.chosen.language_model)
 
     # ---- what was chosen
 
     @property
-    def site_grid(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Each block of the model with its sites, and whether they are ticked."""
-        ticked = names_of(self["sites"].value())
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for site in self.chosen.language_model.sites if self.chosen else ():
-            block, hook = block_and_hook(site["name"])
-            rows.setdefault(block, []).append({**site, "hook": hook, "ticked": site["name"] in ticked})
-        return list(rows.items())
+    def site_grid(self) -> Grid:
+        return site_grid(self.chosen.language_model, names_of(self["sites"].value())) if self.chosen else []
 
     @property
     def other_sites(self) -> str:
-        """Those that were named and are not in the grid: single heads and modules."""
-        listed = {site["name"] for _, sites in self.site_grid for site in sites}
-        return ", ".join(name for name in names_of(self["sites"].value()) if name not in listed)
+        return unlisted(self.chosen.language_model, names_of(self["sites"].value())) if self.chosen else ""
 
     def clean_sites(self) -> list[str]:
         names: list[str] = self.cleaned_data["sites"]

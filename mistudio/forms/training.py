@@ -1,58 +1,40 @@
+from functools import cached_property
 from typing import Any
 
 from django import forms
-from django.forms.forms import DeclarativeFieldsMetaclass
 
 from jobs.ml.architectures import ARCHITECTURES
-from jobs.ml.architectures.options import OPTIONS, Value
+from jobs.ml.architectures.options import OPTIONS
 from jobs.ml.config import BadConfig, Member, TrainConfig
 from mistudio.formats import short_site
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.cache_choice import CachesField, offered, weights_of, why_not
+from mistudio.forms.options import OptionFields, OptionGroup, architecture_rows, option_groups, short_help
 from mistudio.forms.several import SeveralBoxes, SeveralField
+from mistudio.forms.sites import Grid, middle_residual, site_grid, unlisted
+from mistudio.forms.training_plan import Plan
 from mistudio.models import ActivationCache, CacheShare, Tokenization, Training
 from mistudio.models.language_model import AUTO
 from mistudio.models.plan import MOST, names_of
 
 WIDEST = 2**20
 WIDTH, TOKENS = 2048, 1_000_000
-MANY = "Several with commas: an SAE for each."
-
-
-class SiteSelect(forms.Select):
-    """The sites that a model lists. Others, and several, are typed into a field beside it, and count then."""
-
-    def value_from_datadict(self, data: Any, files: Any, name: str) -> str | None:
-        typed = (data.get(f"{name}_typed") or "").strip()
-        return typed or ",".join(names_of(super().value_from_datadict(data, files, name)))
-
-
-def option_field(name: str) -> SeveralField:
-    """Of an option that some architectures have, with the preset of the first."""
-    option = OPTIONS[name]
-    having = [architecture for architecture in ARCHITECTURES.values() if name in architecture.presets]
-    presets = dict.fromkeys(spoken(one.presets[name]) for one in having)
-    about = f"{option.help} Empty: {' or '.join(presets)}. {', '.join(one.label for one in having)}."
-    return SeveralField(option.kind, label=option.label, help_text=about)
-
-
-def spoken(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# The options of all architectures, under their names.
-OPTION_FIELDS = {name: option_field(name) for name in OPTIONS}
-OptionFields = DeclarativeFieldsMetaclass("OptionFields", (forms.Form,), OPTION_FIELDS)
 
 
 class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
-    site = SeveralField(str, widget=SiteSelect, max_length=2000, required=True)
+    site = SeveralField(
+        str,
+        widget=SeveralBoxes,
+        max_length=2000,
+        help_text="The tensors in the model's forward pass that SAEs learn to rebuild. None: the residual stream in "
+        "the middle of the model.",
+    )
     architecture = SeveralField(
         str, widget=SeveralBoxes(choices=[(name, one.label) for name, one in ARCHITECTURES.items()])
     )
-    width = SeveralField(int, help_text=f"Number of latents. 8 to 32 times the width of the site is usual. {MANY}")
-    lr = SeveralField(float, label="Learning rate", help_text=f"Empty: 2e-4 · √(16,384 / width). {MANY}")
-    seed = SeveralField(int, help_text=f"Decides initial weights; the first also the order of the data. {MANY}")
+    width = SeveralField(int, help_text="Number of latents; 8 to 32 times the width of the site is usual.")
+    lr = SeveralField(float, label="Learning rate", help_text="Empty: 2e-4 · √(16,384 / width).")
+    seed = SeveralField(int, help_text="Decides the initial weights; the first also the order of the data.")
     caches = CachesField(
         queryset=ActivationCache.objects.none(),
         required=False,
@@ -85,8 +67,7 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
         }
         help_texts = {
             "tokenization": "The text, as the tokens of one language model.",
-            "site": "The tensor in the model's forward pass that the SAE learns to rebuild.",
-            "writes": "Transcoders rebuild this one from the site above.",
+            "writes": "What transcoders rebuild from the site that they read.",
             "n_tokens": "The data is read again when it is shorter.",
             "batch_tokens": "Tokens per step.",
             "dtype": "Of the language model; the SAE is always float32. The fastest is bfloat16 on a GPU that has it, "
@@ -104,21 +85,53 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
         self.initial.update(self.initial.pop("options", None) or {})
         for name in ("n_tokens", "batch_tokens", "dtype", "selection"):
             self.fields[name].required = False
+        for name in OPTIONS:
+            self.fields[name].help_text = short_help(name)
+        self.fields["lr"].widget.attrs["placeholder"] = "by the width"
+        self.fields["seed"].widget.attrs["placeholder"] = "0"
+        self.fields["writes"].widget.attrs |= {"list": "sites", "class": "mono", "autocomplete": "off"}
         self.chosen = self._chosen_tokenization()
-        if self.chosen:
-            self._offer_sites(self.chosen)
+        if self.chosen:  # sites of another model are not kept
+            model, said = self.chosen.language_model, names_of(self.initial.get("site"))
+            self.initial["site"] = ",".join(name for name in said if not model.why_no_site(name))
         caches: Any = self.fields["caches"]
         caches.queryset = ActivationCache.objects.of_team(self.team)  # one that does not fit is refused with the reason
         self.initial["caches"] = caches.widget.value_from_datadict(self.initial, {}, "caches")
 
-    @property
-    def option_fields(self) -> list[forms.BoundField]:
-        """Those that stand apart."""
-        return [self[name] for name in OPTIONS if name != "k"]
+    # ---- what the page shows
 
     @property
-    def option_errors(self) -> bool:
-        return any(field.errors for field in self.option_fields)
+    def site_grid(self) -> Grid:
+        return site_grid(self.chosen.language_model, names_of(self["site"].value())) if self.chosen else []
+
+    @property
+    def other_sites(self) -> str:
+        return unlisted(self.chosen.language_model, names_of(self["site"].value())) if self.chosen else ""
+
+    @property
+    def middle(self) -> str:
+        """The site that is read where none is ticked."""
+        return middle_residual(self.chosen.language_model) if self.chosen else ""
+
+    @property
+    def architecture_rows(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        return architecture_rows(names_of(self["architecture"].value()))
+
+    @property
+    def transcoders(self) -> str:
+        return " ".join(name for name, one in ARCHITECTURES.items() if one.transcodes)
+
+    @property
+    def option_groups(self) -> list[OptionGroup]:
+        return option_groups(self)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """None while the choices are incomplete or wrong."""
+        if not self.is_bound:
+            shown = {name: self[name].value() for name in self.fields}
+            return TrainingForm(shown, team=self.team, owner=self.owner).plan
+        return Plan(self.instance) if self.is_valid() else None
 
     @property
     def cache_rows(self) -> list[tuple[ActivationCache, bool, str]]:
@@ -133,14 +146,14 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
         key = str((self.data if self.is_bound else self.initial).get("tokenization") or "")
         return field.queryset.filter(pk=int(key)).first() if key.isdecimal() else field.queryset.first()
 
-    def _offer_sites(self, tokenization: Tokenization) -> None:
-        model, field = tokenization.language_model, self.fields["site"]
-        said = names_of(self.initial.get("site"))
-        if not said or any(model.why_no_site(name) for name in said):
-            said = [middle_residual(tokenization)]
-        named = self.initial["site"] = ",".join(said)
-        choices = {entry["name"]: f"{entry['name']} · {entry['width']:,} wide" for entry in model.sites}
-        field.widget.choices = list(({named: named} | choices).items() if named not in choices else choices.items())
+    # ---- what was chosen
+
+    def clean_site(self) -> str:
+        tokenization = self.cleaned_data.get("tokenization")
+        site: str = self.cleaned_data["site"] or (middle_residual(tokenization.language_model) if tokenization else "")
+        if tokenization and not site:
+            raise forms.ValidationError("This model lists no sites. Name one, as module:<path>.")
+        return site
 
     def clean_width(self) -> str:
         widths = self.cleaned_data["width"] or str(WIDTH)
@@ -199,7 +212,8 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
         row = self.instance
         for name in ("site", "writes", "architecture", "width", "lr", "seed"):
             setattr(row, name, data[name])
-        row.options = {name: data[name] for name in OPTIONS if data.get(name)}
+        own = {option for name in names_of(row.architecture) for option in ARCHITECTURES[name].presets}
+        row.options = {name: data[name] for name in OPTIONS if name in own and data.get(name)}
         transcodes = [name for name in names_of(row.architecture) if ARCHITECTURES[name].transcodes]
         if row.writes and not transcodes:
             self.add_error("writes", "Only transcoders write another site. Leave it empty, or tick one of them.")
@@ -238,12 +252,10 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
 
     def suggested_name(self) -> str:
         data = self.cleaned_data
-        model, where = data["tokenization"].language_model.name, short_site(data["site"])
-        return f"{model}-{where}-{data['architecture']}-{data['width']}"
+        sites, model = names_of(data["site"]), data["tokenization"].language_model.name
+        where = short_site(sites[0]) + (f"+{len(sites) - 1}" if len(sites) > 1 else "")
+        return "-".join([model, where, *(brief(names_of(data[name])) for name in ("architecture", "width"))])
 
 
-def middle_residual(tokenization: Tokenization) -> str:
-    model = tokenization.language_model
-    wanted = f"blocks.{(model.n_layers or 2) // 2}.hook_resid_pre"
-    names = [entry["name"] for entry in model.sites]
-    return wanted if wanted in names else (names[0] if names else "")
+def brief(values: list[str]) -> str:
+    return "+".join(values) if len(values) < 4 else f"{values[0]}+{len(values) - 1}"

@@ -1,6 +1,8 @@
 """From what a form asks for, with several values in one field, to the SAEs of a training."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
 
@@ -51,6 +53,37 @@ def saes_of(asked: Asked) -> list[dict[str, Any]]:
             names_of(asked.seed),
         )
     ]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The SAEs of one architecture: one for each combination of so many values."""
+
+    label: str
+    factors: list[tuple[int, str]]  # how many of what, where there are several
+
+    @property
+    def count(self) -> int:
+        return math.prod(n for n, _ in self.factors)
+
+
+def products(asked: Asked) -> list[Product]:
+    """Of each architecture, what its part of `saes_of` is the product of."""
+    found = []
+    for name in names_of(asked.architecture):
+        own = ARCHITECTURES[name]
+        counts = [
+            (len(readings(name, names_of(asked.site))), "sites"),
+            (len(names_of(asked.width)), "widths"),
+            *(
+                (len(names_of(asked.options.get(option))), f"values of {OPTIONS[option].label}")
+                for option in own.presets
+            ),
+            (len(names_of(asked.lr)), "learning rates"),
+            (len(names_of(asked.seed)), "seeds"),
+        ]
+        found.append(Product(own.label, [(n, noun) for n, noun in counts if n > 1]))
+    return found
 
 
 def readings(architecture: str, sites: list[str]) -> list[tuple[str, ...]]:

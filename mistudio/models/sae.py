@@ -7,6 +7,7 @@ from django.db import models, transaction
 
 from jobs.ml import formats
 from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.architectures.options import OPTIONS
 from mistudio.formats import thousands
 from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import LanguageModel
@@ -69,8 +70,16 @@ class Sae(Artifact):
         return known.label if known else self.architecture
 
     @property
-    def k(self) -> int | None:
-        return self.options.get("k")
+    def options_said(self) -> list[tuple[str, int | float | str]]:
+        """Labels of the options of its architecture, with their values."""
+        return [(OPTIONS[name].label, value) for name, value in self.options.items() if name in OPTIONS]
+
+    @property
+    def options_briefly(self) -> str:
+        """The first, which decides how sparse it is, and those that are not the architecture's presets."""
+        presets = ARCHITECTURES[self.architecture].presets if self.architecture in ARCHITECTURES else {}
+        own = [name for n, name in enumerate(self.options) if n == 0 or presets.get(name) != self.options[name]]
+        return ", ".join(f"{OPTIONS[name].label} {self.options[name]}" for name in own if name in OPTIONS)
 
     @property
     def foreign(self) -> bool:

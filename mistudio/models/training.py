@@ -1,6 +1,6 @@
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models
 
@@ -13,6 +13,9 @@ from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
 from mistudio.models.plan import names_of, saes_of
 from mistudio.models.tokenization import Tokenization
+
+if TYPE_CHECKING:
+    from mistudio.models.sae import Sae
 
 SELECTION = [(AUTO, "the fastest here"), *((name, name) for name in SELECTIONS)]
 LOGGED = 2000  # steps, at most: a page reads them all
@@ -64,6 +67,12 @@ class Training(Artifact):
     def options_said(self) -> list[tuple[str, str]]:
         """Labels of the options that were set, with their values."""
         return [(OPTIONS[name].label, values) for name, values in self.options.items() if name in OPTIONS]
+
+    @property
+    def best(self) -> "Sae | None":
+        """Of its SAEs, the one that explains most of what is held out."""
+        known = [sae for sae in self.saes.all() if sae.fvu is not None]
+        return min(known, key=lambda sae: sae.fvu or 0.0, default=None)
 
     def sae_folder(self, number: int) -> Path:
         return self.folder / (f"sae-{number}" if number else "sae")

@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
+from mistudio.figures.series import ink
 from mistudio.formats import (
     NONE,
     amount,
@@ -27,6 +28,7 @@ from mistudio.formats import (
     fixed,
     hundredths,
     interval,
+    listed,
     number,
     one_in,
     per_second,
@@ -49,6 +51,7 @@ PLAIN: tuple[Callable[..., object], ...] = (
     fixed,
     hundredths,
     interval,
+    listed,
     one_in,
     per_second,
     percent,
@@ -93,6 +96,13 @@ def icon(name: str, label: str = "") -> SafeString:
     if label:
         return format_html('<svg class="icon" role="img" aria-label="{}"><use href="{}"/></svg>', label, address)
     return format_html('<svg class="icon" aria-hidden="true"><use href="{}"/></svg>', address)
+
+
+@register.simple_tag
+def swatch(number: int) -> SafeString:
+    """A piece of the line with this number, from 0, as charts draw it."""
+    line = '<path class="line {}" d="M0,4h28"/>'
+    return format_html('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">' + line + "</svg>", ink(number))
 
 
 @register.simple_tag

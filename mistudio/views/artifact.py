@@ -35,21 +35,32 @@ def found(request: HttpRequest, model: type[Row], pk: int, *related: str) -> Row
     return get_object_or_404(owned(request, model).select_related("job", "owner", *related), pk=pk)
 
 
-def listing(request: HttpRequest, rows: QuerySet, template: str, **context: Any) -> HttpResponse:
+def listing(
+    request: HttpRequest, rows: QuerySet, template: str, *, narrowed: dict[str, Any] | None = None, **context: Any
+) -> HttpResponse:
+    """narrowed: field → the value that is asked for beside name and model; what is empty is not asked for."""
+    wanted = {name: value for name, value in (narrowed or {}).items() if value}
     q = request.GET.get("q", "").replace("\0", "").strip()
     total = rows.count()
     of = built_on(request, rows.model)
     chosen = rows.filter(name__icontains=q) if q else rows
     chosen = chosen.filter(language_model=of) if of else chosen
+    chosen = chosen.filter(**wanted)
     page = Paginator(chosen.select_related("job", "owner"), PAGE).get_page(request.GET.get("page"))
-    return render(request, template, {"page_obj": page, "q": q, "of": of, "total": total, **context})
+    return render(
+        request, template, {"page_obj": page, "q": q, "of": of, "narrowed": wanted, "total": total, **context}
+    )
 
 
 def built_on(request: HttpRequest, model: type[Artifact]) -> LanguageModel | None:
     """The language model whose tokenizations, trainings or SAEs alone are asked for."""
-    key = request.GET.get("language_model", "")
-    there = "language_model" in model.BUILT_ON and key.isdecimal() and len(key) < 19
-    return owned(request, LanguageModel).filter(pk=int(key)).first() if there else None
+    return asked_for(request, LanguageModel, "language_model") if "language_model" in model.BUILT_ON else None
+
+
+def asked_for(request: HttpRequest, model: type[Row], name: str) -> Row | None:
+    """The object that the address names."""
+    key = request.GET.get(name, "")
+    return owned(request, model).filter(pk=int(key)).first() if key.isdecimal() and len(key) < 19 else None
 
 
 def creation(

@@ -6,22 +6,28 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from jobs.kinds.sources import is_path
+from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.errors import WithHint
 from mistudio.evidence import density_figure
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.export import ExportForm
 from mistudio.forms.sae import UploadedSaeForm
 from mistudio.forms.scan import ScanForm
-from mistudio.models import Sae, Scan
+from mistudio.models import Sae, Scan, Training
 from mistudio.models.hub_token import token_of
 from mistudio.security import too_large
-from mistudio.views.artifact import creation, deletion, found, listing, owned, topics
+from mistudio.views.artifact import asked_for, creation, deletion, found, listing, owned, topics
 from mistudio.views.hub import bounded
 
 
 @require_GET
 def saes(request: HttpRequest) -> HttpResponse:
-    return listing(request, owned(request, Sae).select_related("language_model", "training"), "sae/list.html")
+    rows = owned(request, Sae).select_related("language_model", "training")
+    here = rows.order_by("architecture").values_list("architecture", flat=True).distinct()
+    kinds = [(name, ARCHITECTURES[name].label if name in ARCHITECTURES else name) for name in here]
+    kind = request.GET.get("architecture", "")
+    asked = {"training": asked_for(request, Training, "training"), "architecture": kind if kind in dict(kinds) else ""}
+    return listing(request, rows, "sae/list.html", narrowed=asked, kinds=kinds)
 
 
 @require_GET

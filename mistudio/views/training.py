@@ -10,7 +10,7 @@ from jobs.models import Job, Metric
 from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
-from mistudio.models.plan import differences
+from mistudio.side_by_side import heads, ordered, side_by_side, tradeoff
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
@@ -25,6 +25,7 @@ CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
     ("lr", "Learning rate", "", "Size of the optimizer's steps", 1, {"y_min": 0}),
 )
 
+FEW = 8  # lines
 OF_THE_RUN = ("tokens_per_second", "memory")  # the others are of each SAE
 
 
@@ -36,8 +37,11 @@ def trainings(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 def training(request: HttpRequest, pk: int) -> HttpResponse:
+    """Once its SAEs are there, they can be ordered; the order is the reader's, so that page follows no news of it."""
     row = found(request, Training, pk, "language_model", "tokenization__dataset")
-    context = {**live_context(row), "users": row.users(), "topics": [f"trainings.{pk}", *topics(row)]}
+    sort = request.GET.get("sort", "") if row.ready else ""
+    live = [] if sort else [f"trainings.{pk}"]
+    context = {**live_context(row, sort), "users": row.users(), "topics": [*live, *topics(row)]}
     return render(request, "training/detail.html", context)
 
 
@@ -46,12 +50,20 @@ def training_new(request: HttpRequest) -> HttpResponse:
     return creation(request, TrainingForm, "training/new.html")
 
 
+@require_GET
+def plan(request: HttpRequest) -> HttpResponse:
+    """The fragment that follows the form while it is filled in."""
+    user: Any = request.user
+    form = TrainingForm(request.GET, team=user.team, owner=user)
+    return render(request, "training/_plan.html", {"form": form, "plan": form.plan})
+
+
 @require_POST
 def training_delete(request: HttpRequest, pk: int) -> HttpResponse:
     return deletion(request, Training, pk)
 
 
-def live_context(row: Training) -> dict[str, Any]:
+def live_context(row: Training, sort: str = "") -> dict[str, Any]:
     """What the live part shows: the newest metrics and a chart of each, over all attempts and retries."""
     points = Metric.history(row.subject, at_most=300)
     latest = points[-1][1] if points else {}
@@ -64,27 +76,14 @@ def live_context(row: Training) -> dict[str, Any]:
         "reads": reads,
         "again": again(row, TrainingForm, caches=chosen, **row.options),
         "latest": latest,
-        "saes": saes,
+        "saes": ordered(saes, sort),
+        "heads": heads(sort),
+        "tradeoff": tradeoff(saes),
+        "best": max((sae for sae in saes if sae["ev"] is not None), key=lambda sae: sae["ev"], default=None),
         "one": saes[0] if len(saes) == 1 else None,
         "speed": speed(row),
-        "charts": charts(row, points, [sae["said"] for sae in saes]),
+        "charts": charts(row, points, len(saes)),
     }
-
-
-def side_by_side(row: Training, points: list[tuple[int, dict[str, float]]]) -> list[dict[str, Any]]:
-    """Each SAE of the run: what tells it from the others, its newest value of each metric, and its row once there."""
-    rows = {sae.number: sae for sae in row.saes.all()}
-    newest = {name: value for _, values in points for name, value in values.items()}
-    return [
-        {
-            "number": n,
-            "said": said,
-            "sae": rows.get(n),
-            "ev": None if (fvu := newest.get(f"fvu.{n}")) is None else 1 - fvu,
-            **{name: newest.get(f"{name}.{n}") for name in ("fvu", "l0", "loss", "dead", "lr", "ce_recovered")},
-        }
-        for n, said in enumerate(differences(row.members))
-    ]
 
 
 def speed(row: Training) -> float | None:
@@ -94,18 +93,21 @@ def speed(row: Training) -> float | None:
     return row.job.rate if row.job and row.job.unit == "tokens" else None
 
 
-def charts(row: Training, points: list[tuple[int, dict[str, float]]], names: list[str]) -> list[dict[str, Any]]:
+def charts(row: Training, points: list[tuple[int, dict[str, float]]], n_saes: int) -> list[dict[str, Any]]:
     """A figure for each metric, with a line for each SAE."""
     drawn = []
     for name, heading, unit, meaning, times, how in CHARTS:
-        keys = {f"{name}.{n}": str(n + 1) for n in range(len(names))} if name not in OF_THE_RUN else {name: ""}
+        keys = {f"{name}.{n}": str(n + 1) for n in range(n_saes)} if name not in OF_THE_RUN else {name: ""}
         lines = [
             Line([(step * row.batch_tokens, times * values[key]) for step, values in points if key in values], label)
             for key, label in keys.items()
         ]
         if not any(line.points for line in lines):
             continue
-        figure = lines_chart(lines, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", **how)
+        height = 140 if len(lines) <= FEW else 240  # room for the numbers at the ends
+        figure = lines_chart(
+            lines, height=height, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", **how
+        )
         now = lines[0].points[-1][1] if len(lines) == 1 else None
         drawn.append({"heading": heading, "unit": unit, "meaning": meaning, "now": now, "figure": figure})
     return drawn

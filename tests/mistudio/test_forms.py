@@ -223,21 +223,24 @@ def test_each_architecture_keeps_its_own_sparsity_setting_alone(alice):
     assert topk.language_model == tokens.language_model
 
 
-def test_the_form_offers_the_sites_of_the_chosen_models_tokens(alice):
+def test_the_form_offers_the_sites_of_the_chosen_models_tokens_and_reads_the_middle_where_none_is_ticked(alice):
     tokens = rows.tokenization(alice.team)
     form = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk)})
-    assert [value for value, _ in form.fields["site"].widget.choices] == [site["name"] for site in rows.SITES]
-    assert form.initial["site"] == "blocks.1.hook_resid_pre"
+    offered = [site["name"] for _, sites in form.site_grid for site in sites]
+    assert offered == [site["name"] for site in rows.SITES]
+    assert form.middle == launched(TrainingForm, alice, {"tokenization": tokens.pk}).site == "blocks.1.hook_resid_pre"
 
 
 @pytest.mark.parametrize("site", ["blocks.1.hook_z.1", "module:model.layers.1.mlp", "module:model.layers.1.mlp:input"])
-def test_a_site_that_is_not_listed_can_be_typed_and_counts_before_the_chosen_one(alice, site):
+def test_a_site_that_is_not_listed_can_be_typed_beside_those_ticked(alice, client_of, site):
     tokens = rows.tokenization(alice.team)
-    data = {"tokenization": tokens.pk, "site": "blocks.0.hook_resid_post", "site_typed": f" {site} "}
-    run = launched(TrainingForm, alice, data)
-    assert [run.site] == run.job.params["saes"][0]["reads"] == [site]
-    again = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk), "site": site})
-    assert again.initial["site"] == again.fields["site"].widget.choices[0][0] == site
+    sent = {"tokenization": tokens.pk, "site": ["blocks.0.hook_resid_post", f" {site} "]}
+    assert client_of(alice).post("/trainings/new/", sent).status_code == 302
+    run = Training.objects.get()
+    assert [one["reads"] for one in run.job.params["saes"]] == [["blocks.0.hook_resid_post"], [site]]
+    again = TrainingForm(team=alice.team, owner=alice, initial={"tokenization": str(tokens.pk), "site": run.site})
+    assert again.other_sites == site
+    assert [one["name"] for _, sites in again.site_grid for one in sites if one["ticked"]] == [run.site.split(",")[0]]
 
 
 def test_the_fastest_precision_is_taken_unless_one_is_chosen_and_a_scan_reads_in_the_same(alice):

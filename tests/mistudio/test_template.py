@@ -114,7 +114,7 @@ def test_what_the_address_says_counts_more_than_the_template(alice, client_of):
 def test_a_site_that_another_model_does_not_have_is_replaced_by_its_middle(alice, client_of):
     row, _ = template(alice.team, site="blocks.70.hook_mlp_out"), rows.tokenization(alice.team)
     form = client_of(alice).get(reverse("training_new"), {"template": row.pk}).context["form"]
-    assert form["site"].value() == "blocks.1.hook_resid_pre"
+    assert form["site"].value() == "" and form.plan.training.site == "blocks.1.hook_resid_pre"
 
 
 @pytest.mark.parametrize("key", ["", "0", "999", "x", "²"])
