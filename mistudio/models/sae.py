@@ -172,7 +172,7 @@ class Sae(Artifact):
             "architecture": self.label,
             "d_in": self.d_in,
             "width": self.width,
-            "k": self.k,
+            "k": self.options.get("k"),
             "l0": self.l0,
             "context_size": self.training.tokenization.context_length if self.training else None,
             "licence": self.licence,
