@@ -30,7 +30,7 @@ def plain(html):
 def planned(client, team, **asked):
     """What the fragment beside the form says of it."""
     tokens = Tokenization.objects.of_team(team).first() or rows.tokenization(team)
-    answer = client.get(reverse("training_plan"), {"tokenization": tokens.pk, **asked})
+    answer = client.get(reverse("plan_training"), {"tokenization": tokens.pk, **asked})
     assert answer.status_code == 200
     return plain(answer.content.decode())
 
