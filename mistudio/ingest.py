@@ -126,7 +126,7 @@ def training(job: Job, result: dict[str, Any]) -> None:
         cache.touch()
     told = differences(row.members)
     for number, (member, measured) in enumerate(zip(row.members, result["saes"], strict=True)):
-        name = f"{row.name} {told[number]}".strip().replace(" · ", "-").replace(" ", "-")
+        name = f"{row.name} {told[number]}".strip().replace(" · ", "-").replace(" + ", "+").replace(" ", "-")
         sae, _ = Sae.objects.get_or_create(
             training=row,
             number=number,

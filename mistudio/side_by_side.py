@@ -1,5 +1,6 @@
 """The SAEs of a training beside each other: what tells them apart, how good each is, and which is best in what."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.utils.safestring import SafeString
@@ -8,7 +9,11 @@ from mistudio.figures.tradeoff import Dot, tradeoff_chart
 from mistudio.models import Sae, Training
 from mistudio.models.plan import differences
 
-BEST = {"ev": max, "ce_recovered": max, "dead": min}  # fewer active latents are no merit of their own
+BEST: Mapping[str, Callable[[list[float]], float]] = {
+    "ev": max,
+    "ce_recovered": max,
+    "dead": min,
+}  # fewer active latents are no merit of their own
 COLUMNS = ("ev", "l0", "ce_recovered", "dead")
 LIVE = ("fvu", "l0", "loss", "dead", "lr", "ce_recovered")
 Row = dict[str, Any]
@@ -20,14 +25,14 @@ def side_by_side(row: Training, points: list[tuple[int, dict[str, float]]]) -> l
     rows = {sae.number: sae for sae in row.saes.all()}
     newest = {name: value for _, values in points for name, value in values.items()}
     found = []
-    for n, said in enumerate(differences(row.members)):
+    for n, (member, said) in enumerate(zip(row.members, differences(row.members), strict=True)):
         live = {name: newest.get(f"{name}.{n}") for name in LIVE}
         live["ev"] = None if live["fvu"] is None else 1 - live["fvu"]
+        rebuilds = tuple(member["writes"] or member["reads"])
         sae = rows.get(n)
         ready = sae if sae and sae.ready else None
-        found.append(
-            {"number": n, "said": said, "sae": sae, "ready": ready, **live, **(measured(ready) if ready else {})}
-        )
+        shown = {**live, **(measured(ready) if ready else {})}
+        found.append({"number": n, "said": said, "rebuilds": rebuilds, "sae": sae, "ready": ready, **shown})
     mark_best(found)
     return found
 
@@ -37,15 +42,21 @@ def measured(sae: Sae) -> Row:
 
 
 def mark_best(rows: list[Row]) -> None:
-    """`best`: the columns in which a row is. Where more than half are as good, none stands out."""
+    """`best`: the columns in which a row is, among those that rebuild the same: of other sites, other things are hard.
+    Where more than half are as good, none stands out."""
     for row in rows:
-        row["best"] = set()
-    for name, best in BEST.items():
-        values = [row[name] for row in rows if row[name] is not None]
-        if values and 2 * values.count(best(values)) <= len(rows):
-            for row in rows:
-                if row[name] == best(values):
-                    row["best"].add(name)
+        alike = [other for other in rows if other["rebuilds"] == row["rebuilds"]]
+        row["best"] = {name for name, best in BEST.items() if stands_out(row[name], [r[name] for r in alike], best)}
+
+
+def stands_out(value: float | None, among: list[float | None], best: Callable[[list[float]], float]) -> bool:
+    known = [one for one in among if one is not None]
+    return value is not None and value == best(known) and 2 * known.count(value) <= len(among)
+
+
+def of_one_kind(rows: list[Row]) -> bool:
+    """Do all rebuild the same?"""
+    return len({row["rebuilds"] for row in rows}) < 2
 
 
 def ordered(rows: list[Row], sort: str) -> list[Row]:
@@ -77,4 +88,5 @@ def tradeoff(rows: list[Row]) -> SafeString | str:
         if row["ready"] and row["l0"] is not None and row["ev"] is not None
     ]
     title = "Explained variance against active latents per token"
-    return tradeoff_chart(dots, title=title, cost="L0", gain="EV") if len(dots) > 1 else ""
+    joined = of_one_kind(rows)
+    return tradeoff_chart(dots, title=title, cost="L0", gain="EV", joined=joined) if len(dots) > 1 else ""

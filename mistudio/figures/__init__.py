@@ -91,15 +91,15 @@ def sentence(title: str, lines: Sequence[Line], series: Sequence[Sequence[Point]
     """What a colleague would say on the phone: of each line, or of many together."""
     said = []
     if len(lines) > MOST_SAID:
-        newest = [points[-1][1] for points in series if points]
-        range_ = f"from {significant(min(newest))} to {significant(max(newest))} {unit}".strip()
-        return f"{title}: {len(newest)} lines, now {range_}."
+        now = [points[-1][1] for points in series if points]
+        between = f"from {significant(min(now))} to {significant(max(now))} {unit}".strip()
+        return f"{title}: {len(now)} lines, now {between}."
     for line, points in zip(lines, series, strict=True):
         if points:
             values = [y for _, y in points]
-            now = f"{line.name} {significant(values[-1])} {unit}".strip()
+            newest = f"{line.name} {significant(values[-1])} {unit}".strip()
             at = f"at {short(points[-1][0])} {x_label}".strip()
-            said.append(f"{now} {at}, from {significant(min(values))} to {significant(max(values))}")
+            said.append(f"{newest} {at}, from {significant(min(values))} to {significant(max(values))}")
     return f"{title}: {'; '.join(said)}."
 
 

@@ -32,9 +32,16 @@ def front(dots: Sequence[Dot]) -> list[Dot]:
 
 
 def tradeoff_chart(
-    dots: Sequence[Dot], *, title: str, cost: str, gain: str, width: int = 360, height: int = 240
+    dots: Sequence[Dot],
+    *,
+    title: str,
+    cost: str,
+    gain: str,
+    joined: bool = True,
+    width: int = 360,
+    height: int = 240,
 ) -> SafeString:
-    """`cost` and `gain` name the axes; costs are above 0."""
+    """`cost` and `gain` name the axes; costs are above 0. joined: draw the line; else they are not compared."""
     known = [dot for dot in dots if (drawable(dot.cost) or 0) > 0 and drawable(dot.gain) is not None]
     if not known:
         return empty_chart(title, width, height)
@@ -45,9 +52,10 @@ def tradeoff_chart(
     places: dict[int, Point] = {dot.number: plot.at((dot.cost, dot.gain)) for dot in known}
     parts = [plot.frame(), mark("text", "", gain, x=LEFT, y=9)]
     parts.append(mark("text", "end", cost, x=plot.right, y=plot.bottom - 5))
-    if len(best) > 1:
+    if joined and len(best) > 1:
         parts.append(polyline([places[dot.number] for dot in best], "one"))
     parts += [mark("circle", f"dot {ink(n)}", cx=place[0], cy=place[1], r=4) for n, place in places.items()]
     parts += beside([(dot.name, places[dot.number]) for dot in known])
     said = ", ".join(f"{dot.name} with {significant(dot.gain)} at {significant(dot.cost)}" for dot in best)
-    return drawing(f"{title}: of {len(known)}, none is beaten by another of {said}.", width, height, parts)
+    beaten = f": of {len(known)}, none beats {said}." if joined else f" of {len(known)}."
+    return drawing(f"{title}{beaten}", width, height, parts)

@@ -10,7 +10,7 @@ from jobs.models import Job, Metric
 from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
-from mistudio.side_by_side import heads, ordered, side_by_side, tradeoff
+from mistudio.side_by_side import heads, of_one_kind, ordered, side_by_side, tradeoff
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
@@ -79,6 +79,7 @@ def live_context(row: Training, sort: str = "") -> dict[str, Any]:
         "saes": ordered(saes, sort),
         "heads": heads(sort),
         "tradeoff": tradeoff(saes),
+        "of_one_kind": of_one_kind(saes),
         "best": max((sae for sae in saes if sae["ev"] is not None), key=lambda sae: sae["ev"], default=None),
         "one": saes[0] if len(saes) == 1 else None,
         "speed": speed(row),

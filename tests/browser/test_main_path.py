@@ -58,7 +58,7 @@ def test_the_main_path_can_be_walked_by_clicking(page, sources):
     page.get_by_label("k", exact=True).fill("4")
     page.get_by_label("Tokens to train on").fill("20000")
     page.locator("summary", has_text="Expert").click()
-    page.get_by_label("Batch").fill("512")
+    page.get_by_label("Batch", exact=True).fill("512")
     page.get_by_label("Name", exact=True).fill("clicked")
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("clicked")

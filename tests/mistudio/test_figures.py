@@ -1,5 +1,6 @@
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from mistudio.figures import Line, density_histogram, histogram, line_chart, lines_chart, sparkline
 from mistudio.figures.axes import counts_axis, linear_axis, log_axis, span_axis, tick_label
-from mistudio.figures.series import moving_average, thinned
+from mistudio.figures.labels import at_ends
+from mistudio.figures.series import ink, moving_average, thinned
+from mistudio.figures.tradeoff import Dot, front, tradeoff_chart
 
 NAN, INF = float("nan"), float("inf")
 UGLY_SERIES = [
@@ -251,3 +254,38 @@ def test_a_sparkline_has_a_dot_only_while_it_goes_on():
     assert 'class="now"' not in sparkline([1, 2, 3], "t")
     assert sparkline([], "t") == sparkline([None, NAN], "t") == "–"
     assert len(re.search(r'd="M([^"]+)"', sparkline(range(1000), "t"))[1].split()) <= 60
+
+
+def test_lines_that_end_at_one_height_share_a_name_and_others_keep_apart():
+    ends = [("1", (0.0, 50.0)), ("2", (0.0, 50.2)), ("3", (0.0, 54.0)), ("4", (0.0, 120.0))]
+    words = [ElementTree.fromstring(part) for part in at_ends(ends, 14, 120)]
+    assert [word.text for word in words] == ["1 +1", "3", "4"]
+    heights = [float(word.get("y")) for word in words]
+    assert all(below - above >= 10 for above, below in pairwise(heights)) and heights[-1] <= 123.5
+
+
+@pytest.mark.parametrize("n", [1, 2, 40, 64])
+def test_the_names_of_many_lines_stay_within_the_figure(n):
+    svg = lines_chart([Line([(0, 1), (1, i)], str(i + 1)) for i in range(n)], title="t", height=240)
+    heights = [float(text.get("y")) for text in parsed(svg).iter("text") if "strong" in text.get("class", "")]
+    assert len(heights) == (0 if n == 1 else min(n, 21)) and all(0 < y <= 240 for y in heights)
+
+
+def test_each_second_round_of_colours_is_told_apart_without_them():
+    assert [ink(n) for n in (0, 7, 8, 15, 16)] == ["c1", "c8", "c1 broad", "c8 broad", "c1"]
+
+
+def test_the_line_of_a_tradeoff_leads_through_those_that_none_beats():
+    dots = [Dot(str(i + 1), i, cost, gain) for i, (cost, gain) in enumerate([(8, 0.5), (16, 0.4), (32, 0.9), (8, 0.3)])]
+    assert [dot.name for dot in front(dots)] == ["1", "3"]
+    svg = tradeoff_chart(dots, title="t", cost="L0", gain="EV")
+    assert title(svg) == "t: of 4, none beats 1 with 0.500 at 8.00, 3 with 0.900 at 32.0."
+    assert len(list(parsed(svg).iter("circle"))) == 4
+    assert {"1", "2", "3", "4"} <= {text.text for text in parsed(svg).iter("text")}
+
+
+@pytest.mark.parametrize(
+    "dots", [[], [Dot("1", 0, 0.0, 0.5)], [Dot("1", 0, float("nan"), 0.5)], [Dot("1", 0, 4, 0.5)] * 3]
+)
+def test_no_tradeoff_breaks_the_figure(dots):
+    assert parsed(tradeoff_chart(dots, title="t", cost="L0", gain="EV")) is not None

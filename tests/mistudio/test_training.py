@@ -5,6 +5,7 @@ from html import unescape
 
 import pytest
 from django.db import connection
+from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -13,7 +14,7 @@ from jobs.ml.architectures import ARCHITECTURES, build
 from jobs.ml.architectures.options import OPTIONS
 from jobs.models import Job, Metric, State
 from mistudio.forms.training_plan import STATE_BYTES, n_parameters
-from mistudio.models import Tokenization, Training
+from mistudio.models import Sae, Tokenization, Training
 from mistudio.views.training import live
 from tests import rows
 from tests.mistudio.test_pages import queries
@@ -29,7 +30,7 @@ def plain(html):
 def planned(client, team, **asked):
     """What the fragment beside the form says of it."""
     tokens = Tokenization.objects.of_team(team).first() or rows.tokenization(team)
-    answer = client.get(reverse("training_plan"), {"tokenization": tokens.pk, **asked})
+    answer = client.get(reverse("plan_training"), {"tokenization": tokens.pk, **asked})
     assert answer.status_code == 200
     return plain(answer.content.decode())
 
@@ -201,6 +202,15 @@ def test_nothing_is_best_where_most_are_alike_or_nothing_is_measured(alice, clie
     assert cells(page, "EV") == ["–"] * 3
 
 
+def test_only_saes_that_rebuild_the_same_are_compared(alice, client_of):
+    run = sweep(alice.team, n=2, site=SITES, ready_at=timezone.now())
+    Training.objects.filter(pk=run.pk).update(width="32")
+    Sae.objects.filter(training=run).update(l0=F("number") + 4)
+    page = client_of(alice).get(run.get_absolute_url()).content.decode()
+    assert cells(page, "EV") == ["0.990", "0.980"]
+    assert "among those that rebuild the same" in page and "Those that rebuild different sites" in page
+
+
 def test_every_row_has_the_line_that_the_charts_draw_it_with(alice, client_of):
     page = client_of(alice).get(sweep(alice.team, n=10).get_absolute_url()).content.decode()
     keys = re.findall(r'class="swatch"[^>]*><path class="line ([^"]+)"', page)
@@ -214,7 +224,7 @@ def test_finished_saes_are_linked_ordered_by_an_address_and_drawn_against_their_
     page = client.get(run.get_absolute_url()).content.decode()
     assert [f'href="{sae.get_absolute_url()}"' in page for sae in run.saes.all()] == [True] * 4
     assert cells(page, "EV") == ["*0.990*", "0.980", "0.970", "0.960"]
-    assert "none is beaten by another of 1 with 0.990 at 1.00." in page
+    assert "none beats 1 with 0.990 at 1.00." in page
     assert f"trainings.{run.pk}" in client.get(run.get_absolute_url()).context["topics"]
     turned = client.get(run.get_absolute_url(), {"sort": "ev"})
     assert cells(turned.content.decode(), "EV") == ["0.960", "0.970", "0.980", "*0.990*"]

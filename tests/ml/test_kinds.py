@@ -141,7 +141,7 @@ def test_training_that_is_interrupted_keeps_a_checkpoint_and_ends_with_the_same_
     home, tmp_path, wish, raised
 ) -> None:
     mine = params(train_sae, home, "training", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
-    for after in (20, 40, 12):
+    for after in (16, 20, 14):
         with pytest.raises(raised):
             train_sae.run(mine, Wishful(train_sae, wish, after))
         assert checkpoint.checkpoints(tmp_path / "checkpoints")
@@ -164,7 +164,7 @@ def test_a_pause_in_the_evaluation_does_not_train_again(home, tmp_path) -> None:
 
 def test_finish_ends_early_with_an_sae_and_says_so(home, tmp_path) -> None:
     mine = params(train_sae, home, "training", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
-    told = train_sae.run(mine, Wishful(train_sae, "finish", 60))
+    told = train_sae.run(mine, Wishful(train_sae, "finish", 25))
     assert told["stopped_early"]
     assert 0 < told["steps"] < 40
     assert told["tokens"] == 100 * told["steps"]
@@ -245,7 +245,7 @@ def test_what_a_scan_leaves_open_is_settled_once_for_all_its_attempts(home, tmp_
 def test_a_run_in_half_precision_says_so_and_does_not_take_up_one_in_full(home, tmp_path) -> None:
     mine = params(train_sae, home, "x", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
     with pytest.raises(Paused):
-        train_sae.run(mine, Wishful(train_sae, "pause", 60))
+        train_sae.run(mine, Wishful(train_sae, "pause", 25))
     ctx = Context(1, 2, train_sae.STAGES)
     said: list[str] = []
     ctx.log = said.append  # type: ignore[method-assign]
@@ -257,7 +257,7 @@ def test_a_run_in_half_precision_says_so_and_does_not_take_up_one_in_full(home, 
 def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:
     mine = params(train_sae, home, "training", folder=str(tmp_path), sae_folder=str(tmp_path / "sae"))
     with pytest.raises(Paused):
-        train_sae.run(mine, Wishful(train_sae, "pause", 80))
+        train_sae.run(mine, Wishful(train_sae, "pause", 30))
     reached = checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name
     ctx = Wishful(train_sae)
     said = []
