@@ -7,8 +7,11 @@ from typing import Any
 NONE = "–"
 WRITTEN = {  # words of the code that people write otherwise
     **{word: word.upper() for word in ("bos", "ce", "cpu", "ev", "fvu", "gpu", "kl", "l0", "l1", "l2", "mse", "sae")},
+    "abstopk": "AbsTopK",
+    "batchtopk": "BatchTopK",
     "d_in": "width of the site",
     "dtype": "precision",
+    "jumprelu": "JumpReLU",
     "lr": "learning rate",
     "model_batch": "sequences per forward pass",
     "topk": "TopK",
@@ -54,6 +57,21 @@ def significant(value: Any, digits: Any = 3) -> str:
     if magnitude < -3 or magnitude > 8:
         return sci(known)
     return grouped(known, max(0, int(digits) - 1 - magnitude))
+
+
+def figure(value: Any) -> str:
+    """Of what was measured: 0.913, 41.7, 1,204."""
+    known = number(value)
+    if known is None:
+        return NONE
+    size = abs(known)
+    return significant(known) if 0 < size < 0.0005 else grouped(known, 3 if size < 10 else 1 if size < 1000 else 0)
+
+
+def interval(measured: Any) -> str:
+    """[0.905, 0.921] of {low, high}; nothing where there is no interval."""
+    low, high = (number(measured.get(end)) for end in ("low", "high")) if isinstance(measured, dict) else (None, None)
+    return "" if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
 
 
 def listed(values: Any) -> str:

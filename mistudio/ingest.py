@@ -1,5 +1,6 @@
 """A finished job's files → rows. Each may run twice: what a crash interrupted is done again, to the same end."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,18 @@ from jobs.ml.evidence import Evidence
 from jobs.ml.tokens import TokenShards
 from jobs.models import Job
 from mistudio.evidence import peak_tokens
-from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Tokenization, Training
+from mistudio.models import (
+    ActivationCache,
+    Dataset,
+    Evaluation,
+    Export,
+    Feature,
+    LanguageModel,
+    Sae,
+    Scan,
+    Tokenization,
+    Training,
+)
 from mistudio.models.artifact import artifact_of, free_name
 from mistudio.models.plan import differences
 from mistudio.models.upload import used_up
@@ -134,6 +146,25 @@ def training(job: Job, result: dict[str, Any]) -> None:
         )
 
 
+def imported_sae(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Sae) or not row.foreign:
+        return
+    shutil.rmtree(row.upload_folder, ignore_errors=True)
+    row.mark_ready(
+        options={} if result["k"] is None else {"k": result["k"]},
+        imported={**row.imported, **result},
+        licence=row.licence or result["licence"],
+        **{name: result[name] for name in ("architecture", "d_in", "width", "reads", "writes", "commit", "path")},
+    )
+
+
+def export(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if isinstance(row, Export):
+        row.mark_ready(archive=result["archive"], result=result)
+
+
 def scan(job: Job, result: dict[str, Any]) -> None:
     row = artifact_of(job.subject)
     if not isinstance(row, Scan):
@@ -146,6 +177,13 @@ def scan(job: Job, result: dict[str, Any]) -> None:
         n_dead=result["dead"],
         n_dense=result["dense"],
     )
+
+
+def evaluation(job: Job, result: dict[str, Any]) -> None:
+    row = artifact_of(job.subject)
+    if not isinstance(row, Evaluation):
+        return
+    row.mark_ready(result=result, evaluated_tokens=result["counts"]["tokens"])
 
 
 def measure(sae: Sae, scan: Scan | None) -> None:

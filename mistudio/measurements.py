@@ -19,6 +19,7 @@ PURPOSES = {  # kind of job → what the model was run for
     "cache_activations": "collect",
     "train_sae": "train",
     "scan_features": "scan",
+    "evaluate_sae": "evaluate",
 }
 NEWEST = 2000  # jobs looked at
 SETTLED = ("begun.json", "chunks/plan.json")  # where a training and a scan keep what was left open, below their folder

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.hub_push import Pushes
+
 API = re.compile(
     r"/api/(models|datasets)/(?P<id>.+?)(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
 )
@@ -88,6 +90,7 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Stored] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.large: dict[str, bytes] = {}  # what was sent, by its sha256
         self.sent: Counter[str] = Counter()  # bytes of answers, by the last part of the path
         hub = self
 
@@ -110,7 +113,7 @@ class HubServer:
 
     def forget(self) -> None:
         """What an earlier test gave it, and what it was asked."""
-        for kept in (self.repositories, self.faults, self.requests, self.sent):
+        for kept in (self.repositories, self.faults, self.requests, self.sent, self.large):
             kept.clear()
 
     def add(self, kind: str, repository: str, files: dict[str, bytes], **fields: Any) -> Stored:
@@ -143,7 +146,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(Pushes, BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
 
@@ -159,6 +162,9 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.answer()
 
+    def do_PUT(self) -> None:
+        self.answer()
+
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.posted = self.rfile.read(length)
@@ -169,6 +175,8 @@ class Answer(BaseHTTPRequestHandler):
             return
         parts = urlsplit(self.path)
         path, query = unquote(parts.path), parse_qs(parts.query)
+        if self.taken(self.command, path):
+            return
         if path in ("/api/models", "/api/datasets"):
             self.search(path.removeprefix("/api/").rstrip("s"), query)
         elif path == "/api/whoami-v2":

@@ -4,7 +4,19 @@ from typing import Any
 
 from django.utils import timezone
 
-from mistudio.models import ActivationCache, Dataset, Feature, LanguageModel, Sae, Scan, Team, Tokenization, Training
+from mistudio.models import (
+    ActivationCache,
+    Dataset,
+    Evaluation,
+    Export,
+    Feature,
+    LanguageModel,
+    Sae,
+    Scan,
+    Team,
+    Tokenization,
+    Training,
+)
 
 SITES = [
     {"name": f"blocks.{n}.{hook}", "width": 16}
@@ -167,3 +179,44 @@ def scan(team: Team, name: str = "scan", **fields: Any) -> Scan:
         row.scan = made
         row.save()
     return made
+
+
+def figure(value: float, width: float = 0.01, n: int = 1000, formula: str = "l0/1") -> dict[str, Any]:
+    return {"value": value, "low": value - width, "high": value + width, "n": n, "formula": formula}
+
+
+def evaluation(team: Team, name: str = "evaluation", **fields: Any) -> Evaluation:
+    row = fields.pop("sae", None) or sae(team, f"{name}-sae")
+    tokens = fields.pop("tokenization", None) or row.training.tokenization
+    result = {
+        "figures": {
+            "explained_variance": figure(0.913, 0.008, formula="explained_variance/2"),
+            "l0": figure(4.2, 0.1),
+            "ce_recovered": figure(0.97, 0.01, n=250, formula="ce_recovered/1"),
+            "sparse_probing_accuracy_1": figure(0.8, 0.05, n=120, formula="sparse_probing_accuracy/1"),
+            "nearest_decoder_cosine": {"value": 0.3, "low": None, "high": None, "n": 32, "formula": "d/1"},
+        },
+        "counts": {"tokens": 1000, "ce_tokens": 250, "dead": 2, "dense": 1, "alive": 30},
+        "density": {"counts": [10, 20], "edges": [-2.0, -1.0, 0.0]},
+        "drawn": {"unit": "documents", "n": 80, "in_each": 1},
+        "classes": [{"label": "<b>news</b>", "latents": [1, 2], "accuracy_1": 0.8, "n": 60}],
+        "texts": {"train": 480, "test": 120},
+        "not_measured": {"absorption": "it was not asked for"},
+        "special_tokens_skipped": True,
+        "dtype": "float32",
+        "model_batch": 16,
+        "seconds": 12.5,
+    }
+    known = {"n_tokens": 1000, "evaluated_tokens": 1000, "result": result, "ready_at": timezone.now()}
+    return Evaluation.objects.create(team=team, name=name, sae=row, tokenization=tokens, **{**known, **fields})
+
+
+def export(team: Team, name: str = "export", **fields: Any) -> Export:
+    row = fields.pop("sae", None) or sae(team, f"{name}-sae")
+    certificate = {
+        "format": "saelens", "by_peer": True, "package": "sae-lens", "version": "6.54.12", "vectors": 256,
+        "at_threshold": 0, "active": 4.0, "codes": 1e-8, "x_hat": 1e-8, "limit": 1e-5, "holds": True,
+    }  # fmt: skip
+    result = {"bytes": 1000, "inner": "sae", "certificate": certificate}
+    known = {"archive": "sae.zip", "result": result, "ready_at": timezone.now()}
+    return Export.objects.create(team=team, name=name, sae=row, **{**known, **fields})

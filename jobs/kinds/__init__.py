@@ -18,6 +18,9 @@ KINDS: dict[str, str] = {
     "cache_activations": "jobs.kinds.cache_activations",
     "train_sae": "jobs.kinds.train_sae",
     "scan_features": "jobs.kinds.scan_features",
+    "evaluate_sae": "jobs.kinds.evaluate_sae",
+    "import_sae": "jobs.kinds.import_sae",
+    "export_sae": "jobs.kinds.export_sae",
     "sleepy": "jobs.kinds.sleepy",
 }
 

@@ -156,8 +156,8 @@ class CachedActivations:
         self.skip_special: bool = first.manifest["plan"]["skip_special"]
         self.tokens_per_epoch = sum(reader.tokens_per_epoch for reader in self.readers)
         self._step: int | None = None
-        self._room = {name: torch.empty(batch_tokens, site.width) for name, site in self.sites.items()}
-        self._batch = self._room
+        rooms = [{name: torch.empty(batch_tokens, site.width) for name, site in self.sites.items()} for _ in range(2)]
+        self._batch, self._room = rooms  # the one that is read, and the one that comes
 
     @property
     def dtype(self) -> str:
@@ -183,11 +183,11 @@ class CachedActivations:
         return {"caches": caches, "sites": list(self.sites)}
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """By site: activations [batch_tokens, width] of the same tokens, float32; on a CPU they last until the next
-        batch is prepared."""
+        """By site: activations [batch_tokens, width] of the same tokens, float32; on a CPU they last until the
+        batch after the next is prepared."""
         for _ in self.prepare(step):
             pass
-        return self._batch
+        return {name: room.to(self.device) for name, room in self._batch.items()}
 
     def prepare(self, step: int) -> Iterator[None]:
         """Reads what batch(step) needs; stops for the caller to listen after each cache."""
@@ -198,7 +198,7 @@ class CachedActivations:
             reader.read(step, {name: room[done : done + reader.batch_tokens] for name, room in self._room.items()})
             done += reader.batch_tokens
             yield
-        self._batch = {name: room.to(self.device) for name, room in self._room.items()}
+        self._batch, self._room = self._room, self._batch
         self._step = step
 
     def sample(self) -> dict[str, Tensor]:

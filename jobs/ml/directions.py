@@ -1,6 +1,7 @@
 """What the decoder rows of an SAE point at: tokens, and each other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from jobs.ml.sae import Sae
 from jobs.ml.sites import Site
 
 CHUNK = 2**25  # numbers held at once
+ALIKE = 0.9  # a cosine from which two decoder rows are taken for one direction
 
 
 @torch.no_grad()
@@ -28,6 +30,16 @@ def neighbours(sae: Sae, n: int = 10) -> tuple[Tensor, Tensor]:
         cosines[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
         found.append(cosines.topk(n, dim=1))
     return torch.cat([top.indices for top in found]), torch.cat([top.values for top in found])
+
+
+def similarity(sae: Sae) -> dict[str, Any]:
+    """How near each latent's decoder row is to the nearest other one, as figures: the mean of the cosines, and the
+    share above ALIKE. Exact, so without an interval; n counts latents."""
+    nearest = neighbours(sae, 1)[1].flatten()
+    known = {"low": None, "high": None, "n": len(nearest), "formula": "decoder_similarity/1"}
+    found = nearest.double()
+    values = {"nearest_decoder_cosine": found.mean(), "share_of_near_duplicates": (found > ALIKE).double().mean()}
+    return {name: {"value": float(value) if len(nearest) else None, **known} for name, value in values.items()}
 
 
 @torch.no_grad()

@@ -26,6 +26,10 @@ class Framing:
     def overhead(self) -> int:
         return len(self.before) + len(self.after)
 
+    def told(self) -> dict[str, Any]:
+        """What tells documents apart afterwards."""
+        return {"before": len(self.before), "after": len(self.after), "between": list(self.between)}
+
     def mask_table(self) -> np.ndarray:
         """bool [vocab_size]: is this id special?"""
         table = np.zeros(self.vocab_size, dtype=bool)

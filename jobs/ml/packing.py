@@ -252,6 +252,7 @@ class Packing:
             plan=self.plan,
             shard_rows=self.shard_rows,
             masks=self.config.masks,
+            frame=self.layout.frame.told(),
             statistics=statistics,
         )
         for left in ("state.json", *(path.name for path in self.folder.glob("pending-*"))):

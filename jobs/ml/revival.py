@@ -11,7 +11,7 @@ def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     """How well the dead latents alone, the D/2 strongest per row, explain the residual y - x_hat [B, D]. Scalar.
 
     dead: int64 [n]. The residual is a target, not a path for gradients; b_dec is not added to its
-    reconstruction (it is in x_hat already), and the error is relative to the residual itself: 1 is no help
+    reconstruction (it is in x_hat already), and the error is relative to the variance of the residual: 1 is no help
     at all. The encoder rows get their gradient, so that a dead latent learns when to fire (Gao et al.
     2024, A.2, with the corrections of the peers' code: see docs/correctness.md).
     """
@@ -22,4 +22,5 @@ def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     chosen = (strength.abs() if sae.signed else strength).topk(n, dim=-1, sorted=False).indices
     kept = a.gather(1, chosen)
     f = torch.zeros_like(a).scatter(1, chosen, kept if sae.signed else kept.relu())
-    return squared_error(residual, f @ W_dec) / residual.square().sum(-1).mean().clamp_min(1e-6)
+    variance = squared_error(residual, residual.mean(0).expand_as(residual))
+    return squared_error(residual, f @ W_dec) / variance.clamp_min(1e-6)

@@ -203,4 +203,4 @@ class Sae(nn.Module):
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """Summed over the dimensions, mean over the tokens."""
-    return (x - x_hat).square().sum(-1).mean()
+    return F.mse_loss(x_hat, x, reduction="sum") / len(x)

@@ -14,20 +14,7 @@ from jobs.ml import store
 from jobs.ml.architectures import class_of
 from jobs.ml.errors import CorruptData, Unusable, WithHint
 from jobs.ml.sae import Sae
-from jobs.ml.site_names import head_of, module_of, module_site
-
-VERSION = "6.54.12"  # readers take a file without one for an older, flat format
-HUGGING_FACE = "AutoModelForCausalLM"  # the class by which SAELens reads a transformers model without TransformerLens
-# (architecture, transcodes, with a skip connection) → the name in cfg.json
-KINDS = {
-    **{(name, False, False): name for name in ("standard", "gated", "topk", "abstopk", "jumprelu", "crosscoder")},
-    ("standard", True, False): "transcoder",
-    ("standard", True, True): "skip_transcoder",
-    ("jumprelu", True, False): "jumprelu_transcoder",
-    ("jumprelu", True, True): "jumprelu_skip_transcoder",
-    ("topk", True, False): "topk_transcoder",
-    ("topk", True, True): "topk_skip_transcoder",
-}
+from jobs.ml.saelens_names import KINDS, VERSION, hook_of, site_name
 
 
 def save_sae(
@@ -111,29 +98,8 @@ def load_sae(folder: Path | str, device: str = "cpu") -> Sae:
     return sae.eval().requires_grad_(False).to(device)
 
 
-def hook_of(site: str) -> dict[str, Any]:
-    """How SAELens finds the same tensor: by TransformerLens' name of it, or by the module that puts it out in the
-    transformers model. It has no name for what goes into a module: there ours stands.
-    """
-    module, head = module_of(site), head_of(site)
-    if module and module[1] == "output":
-        return {"hook_name": module[0], "hook_head_index": None, "model_class_name": HUGGING_FACE}
-    name, index = head or (site, None)
-    if not module:
-        name = name.replace(".hook_z", ".attn.hook_z")
-    return {"hook_name": name, "hook_head_index": index}
-
-
 def sites_of(folder: Path | str) -> tuple[list[str], list[str]]:
     """Our names of the sites that the SAE in the folder reads, and of those that it writes where they are others."""
     metadata = store.read_json(Path(folder) / "cfg.json")["metadata"]
     reads = metadata.get("hook_names") or [site_name(metadata, "")]
     return reads, [site_name(metadata, "_out")] if metadata.get("hook_name_out") else []
-
-
-def site_name(metadata: dict[str, Any], side: str) -> str:
-    hook: str = metadata[f"hook_name{side}"]
-    if metadata.get("model_class_name") == HUGGING_FACE:
-        return module_site(hook, "output")
-    name, head = hook.replace(".attn.hook_z", ".hook_z"), metadata.get(f"hook_head_index{side}")
-    return name if head is None else f"{name}.{head}"

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from jobs.ml import store
 from jobs.ml.columns import merge, write_chunk
 from jobs.ml.directions import logits, neighbours
-from jobs.ml.evaluate import DENSE
 from jobs.ml.evidence import PLAN, plan_of
 from jobs.ml.feature_statistics import write_statistics
 from jobs.ml.language_model import precision_of
 from jobs.ml.place import Place, find_place
+from jobs.ml.reconstruction import DENSE
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import alike, covering
 from jobs.ml.tokens import TokenShards

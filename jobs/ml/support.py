@@ -52,6 +52,9 @@ class Support(Protocol):
     def per_latent(self, f: Tensor) -> Tensor:
         """[M]: the entries of each latent, summed."""
 
+    def per_row(self, f: Tensor) -> Tensor:
+        """[B]: the entries of each row, summed."""
+
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         """decode() by the latents in [first, last) alone."""
 
@@ -92,7 +95,8 @@ class Sparse:
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The places sorted by latent [n], their rows [n], the first of each latent [M]."""
-        places = self.latents.argsort(stable=True)
+        small = torch.int16 if self.width <= 2**15 else torch.int32  # sorted in a fraction of the time
+        places = self.latents.to(small).argsort(stable=True)
         counts = torch.bincount(self.latents, minlength=self.width)
         return places, self.rows[places], counts.cumsum(0) - counts
 
@@ -107,6 +111,9 @@ class Sparse:
 
     def per_latent(self, f: Tensor) -> Tensor:
         return f.new_zeros(self.width).index_add_(0, self.latents, f)
+
+    def per_row(self, f: Tensor) -> Tensor:
+        return f.new_zeros(len(self.starts)).index_add(0, self.rows, f)
 
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         kept = ((self.latents >= first) & (self.latents < last)).nonzero().flatten()
@@ -152,6 +159,9 @@ class Dense:
 
     def per_latent(self, f: Tensor) -> Tensor:
         return f.sum(0)
+
+    def per_row(self, f: Tensor) -> Tensor:
+        return f.sum(1)
 
     def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
         return f[:, first:last] @ W[first:last]

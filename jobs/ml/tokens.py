@@ -33,6 +33,10 @@ class TokenShards:
         counts = manifest["statistics"][split]
         self.context_length: int = manifest["plan"]["context_length"]
         self.add_bos: bool = manifest["plan"]["add_bos"]
+        self.layout: str = manifest["plan"].get("layout", "packed")
+        self.stride: int | None = manifest["plan"].get("stride")
+        # How many tokens stand before and after the content of a row, and the ids between documents, where it was noted
+        self.frame: dict[str, Any] | None = manifest.get("frame")
         self.n_sequences: int = counts["sequences"]
         self.n_tokens: int = counts["tokens"]  # without padding
         self.shard_rows: int = manifest["shard_rows"]

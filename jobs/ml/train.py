@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from jobs.ml.sae import TINY, Fit, Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.sites import Site
 
+LISTEN = 0.2  # seconds between two looks at what is being read
 REFRESH = 16  # steps between looks at which latents are dead: that takes a host sync on a GPU
 Activations = Mapping[str, Tensor]  # by site, [B, D] of the same tokens
 
@@ -98,7 +100,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        sums = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
+        sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
+        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
         norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
@@ -106,15 +109,16 @@ class Trainer:
         if (step + 1) % self.config.log_every and step + 1 < self.config.steps:
             return {}
         self.check()
+        sums |= {"fvu": sums["mse"] * len(x) / squared_deviation(y).clamp_min(TINY), "l0": fired.sum() / len(x)}
         dead = (self.silent >= self.config.dead_window).float().mean()
         return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
 
-    def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> dict[str, Tensor]:
-        """Backward over the batch x [B, D], y [B, D_out] in micro-batches; its metrics as scalars on the device. What
-        is active is chosen in the whole batch, so that its parts change nothing."""
+    def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[dict[str, Tensor], Tensor]:
+        """Backward over the batch x [B, D], y [B, D_out] in micro-batches: what the loss is the sum of, as scalars on
+        the device, and on how many rows each latent fired [M]. What is active is chosen in the whole batch, so that its
+        parts change nothing."""
         support = self.sae.support(x, self.selection)
         self.sae.observe(x, support, moment)
-        total = squared_deviation(y).clamp_min(TINY)
         fired = torch.zeros_like(self.sae.b_enc)
         sums: dict[str, Tensor] = {}
         size = self.config.micro_batch_tokens or len(x)
@@ -128,8 +132,7 @@ class Trainer:
             for name, value in {"loss": loss, **fit.parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * share
             fired += fit.fired
-        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
-        return {**sums, "fvu": sums["mse"] * len(x) / total, "l0": fired.sum() / len(x)}
+        return sums, fired
 
     def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor) -> Tensor:
         """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about
@@ -160,9 +163,13 @@ class Run(Generic[Source]):
     """SAEs that learn side by side from the same activations: one forward pass and one order of tokens feed them all.
     Each becomes what it would have become alone on the same stream, to the last bit."""
 
-    def __init__(self, members: Sequence[Member], stream: Source, device: str = "cpu") -> None:
-        """Raises BadConfig, ValueError."""
-        self.stream, self.device = stream, device
+    def __init__(
+        self, members: Sequence[Member], stream: Source, device: str = "cpu", *, read_ahead: bool = True
+    ) -> None:
+        """read_ahead: the activations of the next step are made in a thread while this one is computed. Raises
+        BadConfig, ValueError."""
+        self.stream, self.device, self.read_ahead = stream, device, read_ahead
+        self.coming: Future[Activations] | None = None  # the activations of the next step
         self.config = members[0].config
         for name in ("tokens", "batch_tokens", "log_every"):
             if len({getattr(member.config, name) for member in members}) > 1:
@@ -182,19 +189,34 @@ class Run(Generic[Source]):
 
     def run(self) -> Iterator[Tick]:
         """Raises Diverged, NonFiniteActivations."""
-        while not self.finished:
-            started = time.monotonic()
-            for _ in self.stream.prepare(self.step):
-                yield self.tick()
-            batch = self.stream.batch(self.step)
-            if self.step == 0:
-                sample = self.stream.sample()
-                for trainer in self.trainers:
-                    trainer.begin(sample, batch)
-            metrics = [trainer.update(batch, self.step) for trainer in self.trainers]
-            self.step += 1
-            self.seconds += time.monotonic() - started
-            yield self.tick(metrics if metrics[0] else ())
+        with ThreadPoolExecutor(1, "read-ahead") as reader:
+            while not self.finished:
+                started = time.monotonic()
+                yield from (self.tick() for _ in self.reading())
+                batch = self.coming.result() if self.coming else self.stream.batch(self.step)
+                if self.step == 0:
+                    sample = self.stream.sample()
+                    for trainer in self.trainers:
+                        trainer.begin(sample, batch)
+                more = self.read_ahead and self.step + 1 < self.config.steps
+                self.coming = reader.submit(self.stream.batch, self.step + 1) if more else None
+                metrics = [trainer.update(batch, self.step) for trainer in self.trainers]
+                self.step += 1
+                self.seconds += time.monotonic() - started
+                yield self.tick(metrics if metrics[0] else ())
+
+    def reading(self) -> Iterator[None]:
+        """Until the activations of this step are there, with stops for the caller to listen."""
+        if self.coming is None:
+            yield from self.stream.prepare(self.step)
+            return
+        while not wait([self.coming], LISTEN).done:
+            yield
+
+    def settle(self) -> None:
+        """Waits until nobody reads ahead: the language model can be used by others then."""
+        if self.coming:
+            wait([self.coming])
 
     def tick(self, metrics: Sequence[Mapping[str, float]] = ()) -> Tick:
         return Tick(self.step, self.config.steps, self.tokens, metrics)

@@ -86,6 +86,7 @@ def begin(
 def glance(run: Run[Activations], tokens: int) -> list[dict[str, float]]:
     """What each SAE keeps of the predictions now, on few held-out tokens; nothing where that cannot be measured without
     loading the model."""
+    run.settle()
     stream = run.stream
     held_out = TokenShards(stream.shards.folder, "held_out")
     if isinstance(stream, CachedActivations) or not held_out.n_sequences or not is_causal(stream.model.config):

@@ -97,9 +97,9 @@ def sentence(title: str, lines: Sequence[Line], series: Sequence[Sequence[Point]
     for line, points in zip(lines, series, strict=True):
         if points:
             values = [y for _, y in points]
-            newest = f"{line.name} {significant(values[-1])} {unit}".strip()
+            now = f"{line.name} {significant(values[-1])} {unit}".strip()
             at = f"at {short(points[-1][0])} {x_label}".strip()
-            said.append(f"{newest} {at}, from {significant(min(values))} to {significant(max(values))}")
+            said.append(f"{now} {at}, from {significant(min(values))} to {significant(max(values))}")
     return f"{title}: {'; '.join(said)}."
 
 

@@ -10,6 +10,7 @@ from django.forms.models import ModelChoiceField
 
 from mistudio.forms.activation_cache import ActivationCacheForm
 from mistudio.forms.artifact import ArtifactForm
+from mistudio.forms.evaluation import EvaluationForm
 from mistudio.forms.scan import ScanForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.forms.training import TrainingForm
@@ -21,6 +22,7 @@ FORMS: dict[str, type[ArtifactForm]] = {
     "activationcache": ActivationCacheForm,
     "training": TrainingForm,
     "scan": ScanForm,
+    "evaluation": EvaluationForm,
 }
 LARGEST = 2**18  # bytes of a file with templates
 MOST = 200  # templates in a file

@@ -1,6 +1,8 @@
 from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.dataset import Dataset, DatasetPart
+from mistudio.models.evaluation import Evaluation
+from mistudio.models.export import Export
 from mistudio.models.feature import Feature
 from mistudio.models.hub_token import HubToken
 from mistudio.models.language_model import LanguageModel
@@ -12,7 +14,9 @@ from mistudio.models.tokenization import Tokenization
 from mistudio.models.training import CacheShare, Training
 from mistudio.models.upload import Upload
 
-ARTIFACTS: tuple[type[Artifact], ...] = (LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan)
+ARTIFACTS: tuple[type[Artifact], ...] = (
+    *(LanguageModel, Dataset, Tokenization, ActivationCache, Training, Sae, Scan, Evaluation, Export),
+)
 
 __all__ = [
     "ARTIFACTS",
@@ -21,6 +25,8 @@ __all__ = [
     "CacheShare",
     "Dataset",
     "DatasetPart",
+    "Evaluation",
+    "Export",
     "Feature",
     "HubToken",
     "LanguageModel",

@@ -1,12 +1,23 @@
+from functools import partial
+from typing import Any
+
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from jobs.kinds.sources import is_path
 from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.errors import WithHint
 from mistudio.evidence import density_figure
+from mistudio.forms.artifact import ArtifactForm
+from mistudio.forms.export import ExportForm
+from mistudio.forms.sae import UploadedSaeForm
 from mistudio.forms.scan import ScanForm
 from mistudio.models import Sae, Scan, Training
+from mistudio.models.hub_token import token_of
+from mistudio.security import too_large
 from mistudio.views.artifact import asked_for, creation, deletion, found, listing, owned, topics
+from mistudio.views.hub import bounded
 
 
 @require_GET
@@ -23,19 +34,52 @@ def saes(request: HttpRequest) -> HttpResponse:
 def sae(request: HttpRequest, pk: int) -> HttpResponse:
     row = found(request, Sae, pk, "language_model", "training__tokenization__dataset", "scan")
     scans = list(row.scans.select_related("job", "tokenization"))
-    live = [topic for scan in scans if not scan.ready for topic in topics(scan)]
+    evaluations = list(row.evaluations.select_related("job", "tokenization"))
+    exports = list(row.exports.select_related("job"))
+    made = (row, *scans, *evaluations, *exports)
+    live = [topic for one in made if not one.ready for topic in topics(one)]
     form = ScanForm(team=row.team, owner=row.owner, sae=row)
     newest = row.scan
     context = {
         "object": row,
+        "job": row.job,
         "scans": scans,
+        "exports": exports,
+        "export_form": ExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s") if row.ready else None,
         "scan": newest,
+        "evaluations": evaluations,
+        "evaluation": next((one for one in evaluations if one.ready), None),
         "densities": density_figure(newest) if newest else "",
         "form": form,
         "users": row.users(),
         "topics": live[:8],
     }
     return render(request, "sae/detail.html", context)
+
+
+@require_http_methods(["GET", "POST"])
+def sae_new(request: HttpRequest) -> HttpResponse:
+    kwargs: dict[str, Any] = {"look": partial(seen, request), "too_large": too_large(request)}
+    return creation(request, UploadedSaeForm, "sae/new.html", **kwargs)
+
+
+def seen(request: HttpRequest, form: ArtifactForm) -> dict[str, Any]:
+    """What the source holds, before anything of it is taken; or why it cannot be imported."""
+    assert isinstance(form, UploadedSaeForm)
+    form.is_valid()
+    source = form.cleaned_data.get("source", "")
+    if form.found or not source or is_path(source) or form.archive():
+        return {"found": form.found}
+    try:
+        data = form.cleaned_data
+        form.found = bounded(
+            look_hub, source, data.get("path", ""), data.get("revision", ""), token_of(request.user.pk)
+        )
+    except (WithHint, OSError) as error:
+        return {"trouble": str(error), "hint": getattr(error, "hint", "")}
+    if "language_model" in data and not form.errors:
+        form.check_sites(data, data["language_model"])
+    return {"found": form.found}
 
 
 @require_POST
@@ -65,3 +109,9 @@ def scan_delete(request: HttpRequest, pk: int) -> HttpResponse:
 def scans(request: HttpRequest) -> HttpResponse:
     """Scans are listed on the pages of their SAEs."""
     return redirect("saes")
+
+
+def look_hub(source: str, path: str, revision: str, token: str, seconds: float) -> Any:
+    from jobs.ml.formats.look import look_hub as ask  # late: the hub's client takes a quarter of a second to import
+
+    return ask(source, path, revision, token, seconds)

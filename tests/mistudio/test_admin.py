@@ -32,6 +32,7 @@ def test_every_model_of_ours_is_in_the_admin():
 def filled(alice):
     sae = rows.sae(alice.team, features=3)
     rows.scan(alice.team, sae=sae)
+    rows.evaluation(alice.team, sae=sae)
     rows.activation_cache(alice.team, tokenization=sae.training.tokenization)
     Job.objects.create(team=alice.team, owner=alice, kind="sleepy", queue="cpu", state=State.FAILED)
     return sae

@@ -12,6 +12,7 @@ from django.urls import reverse
 from jobs.ml.evidence import Evidence
 from jobs.ml.store import sha256
 from jobs.models import Metric
+from mistudio.forms.evaluation import EvaluationForm
 from mistudio.forms.scan import ScanForm
 from mistudio.ingest import scan as ingest_scan
 from tests.conftest import ROOT
@@ -196,3 +197,19 @@ def test_launching_needs_no_worker_and_waits_in_the_queue(alice, tmp_path):
     form = LanguageModelForm({"source": str(folder)}, team=alice.team, owner=alice)
     assert form.launch().state == "queued"
     assert launch(LanguageModelForm, alice, source=str(folder)).name == "waits-2"
+
+
+@pytest.mark.django_db
+def test_an_evaluation_measures_an_sae_on_its_text_and_on_the_labels_of_its_dataset(tmp_path, alice, client_of):
+    rows = [{"text": f"{text} stones" if n % 2 else text, "kind": n % 2} for n, text in enumerate(documents(300))]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sae, _ = walk(alice, model_folder("llama", tmp_path), tmp_path / "texts.jsonl")
+    labels = {"labelled": sae.training.tokenization.dataset.pk, "label_column": "kind"}
+    row = launch(EvaluationForm, alice, sae=sae.pk, n_tokens=1500, absorption="on", **labels)
+    assert row.evaluated_tokens == row.figures["explained_variance"]["n"] > 1000
+    assert row.figures["explained_variance"]["value"] == pytest.approx(sae.explained_variance, abs=0.1)
+    assert row.figures["sparse_probing_accuracy_1"]["n"] > 30
+    assert row.damage() == []
+    page = client_of(alice).get(row.get_absolute_url()).content.decode()
+    assert "fewer than two letters" in page and "no column with second labels" in page
+    assert reverse("feature", args=[sae.pk, row.result["classes"][0]["latents"][0]]) in page

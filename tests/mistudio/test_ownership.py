@@ -29,6 +29,8 @@ def everything(alice):
         "training": training.pk,
         "sae": sae.pk,
         "scan": scan.pk,
+        "evaluation": rows.evaluation(team, sae=sae).pk,
+        "export": rows.export(team, sae=sae).pk,
         "job": job.pk,
         "template": Template.objects.create(team=team, noun="training", name="secret template").pk,
         "upload": Upload.objects.create(team=team, owner=alice, name="secret.txt", size=9, received=5).pk,
@@ -44,6 +46,8 @@ def object_urls(everything):
         "feature": [sae.pk, 1],
         "feature_label": [sae.pk, 1],
         "scan_new": [sae.pk],
+        "evaluation_new": [sae.pk],
+        "export_new": [sae.pk],
         "documents": [everything["dataset_pk"]],
         "document": [everything["dataset_pk"], 0],
         "document_next": [everything["dataset_pk"], 0],
@@ -89,7 +93,17 @@ def test_a_stranger_sees_none_of_it_in_any_list(everything, charlie, client_of):
 
 def test_a_teammate_sees_what_the_owner_sees(everything, bob, client_of):
     client = client_of(bob)
-    for noun in ("languagemodel", "dataset", "tokenization", "activationcache", "training", "sae", "scan", "job"):
+    for noun in (
+        "languagemodel",
+        "dataset",
+        "tokenization",
+        "activationcache",
+        "training",
+        "sae",
+        "scan",
+        "evaluation",
+        "job",
+    ):
         assert client.get(reverse(noun, args=[everything[f"{noun}_pk"]])).status_code == 200, noun
 
 

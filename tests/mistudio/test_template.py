@@ -162,7 +162,7 @@ def test_the_list_says_settings_as_the_form_does(alice, client_of):
 
 def test_an_empty_list_names_all_that_templates_are_for(alice, client_of):
     text = client_of(alice).get(reverse("templates")).content.decode()
-    assert "(tokenization, activation cache, training or scan)" in text
+    assert "(tokenization, activation cache, training, scan or evaluation)" in text
 
 
 def test_the_list_asks_as_much_for_twenty_templates_as_for_two(alice, client_of):

@@ -149,10 +149,10 @@ def jump(w: Weights, x: Tensor, to_input: bool) -> tuple[Tensor, Tensor]:
 def jumprelu(loss: str, to_input: bool) -> Callable[[Weights, Tensor, Tensor], Outcome]:
     def formula(w: Weights, x: Tensor, y: Tensor) -> Outcome:
         f, step = jump(w, x, to_input)
-        l0 = step.sum(1).mean()
+        l0 = step.sum(1)
         terms = {
-            "quadratic": {"l0_miss": 2 / 6.0 * (l0 - 6.0) ** 2},
-            "step": {"l0_price": l0},
+            "quadratic": {"l0_miss": (2 / 6.0 * (l0 - 6.0) ** 2).mean()},
+            "step": {"l0_price": l0.mean()},
             "tanh": {"tanh": torch.tanh(4 * f * norms(w)).sum(1).mean()},
         }[loss]
         gap = torch.relu(w["threshold"][DEAD] - pre(w, x)[:, DEAD]) * norms(w)[DEAD]
@@ -293,9 +293,9 @@ def test_folding_twice_is_folding_once(sae) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_of_a_batch_have_together_the_loss_of_the_whole(name) -> None:
-    sae = trained_like(name, l0_loss="step").double()
+    sae = trained_like(name).double()
     x, y = batch(sae, torch.float64)
-    support, moment = sae.support(x), Moment(config_of(name, l0_loss="step"), 3, DEAD)
+    support, moment = sae.support(x), Moment(config_of(name), 3, DEAD)
     whole = sae.fit(x, y, support, moment)
     parts = [
         sae.fit(x[start:end], y[start:end], support.part(start, end), moment)
@@ -462,7 +462,7 @@ def test_the_aux_loss_is_that_of_the_formula(sae) -> None:
     n = min(3, max(1, sae.d_out // 2))
     strength = a * sae.decoder_norms()[DEAD]
     f = (a if sae.signed else a.relu()) * kept(strength.abs() if sae.signed else strength, n)
-    wanted = error(residual, f @ w["W_dec"][DEAD]) / residual.square().sum(1).mean()
+    wanted = error(residual, f @ w["W_dec"][DEAD]) / error(residual, residual.mean(0))
     assert revive(sae, x, residual, DEAD).item() == pytest.approx(wanted.item(), rel=1e-6)
 
 

@@ -54,12 +54,12 @@ class JumpReLU(Sae):
             lengths = seen.f * support.at(self.decoder_norms())
             terms: list[Term] = [("tanh", weight, torch.tanh(TANH_SLOPE * lengths).sum() / n)]
         else:
-            l0 = Step.apply(seen.a, *self.place(support)).sum() / n
+            l0 = support.per_row(Step.apply(seen.a, *self.place(support)))
             if config.options["l0_loss"] == "quadratic":
                 target = float(config.options["target_l0"])
-                terms = [("l0_miss", weight, 2 / target * (l0 - target).square())]
+                terms = [("l0_miss", weight, 2 / target * (l0 - target).square().mean())]
             else:
-                terms = [("l0_price", weight, l0)]
+                terms = [("l0_price", weight, l0.mean())]
         return [*terms, *self.bring_back(seen.x, moment)]
 
     def bring_back(self, x: Tensor, moment: Moment) -> list[Term]:

@@ -1,0 +1,172 @@
+"""Write an SAE in the format of another library, certify it there, pack it, and push it to the hub where that is
+wished."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.context import Context
+from jobs.errors import InvalidInput, JobError
+from jobs.kinds.sources import HUB_ID
+
+if TYPE_CHECKING:
+    from jobs.ml.formats.certify import Certificate
+    from jobs.ml.sae import Sae
+
+LABEL = "Export SAE"
+QUEUE = "cpu"
+RESUMABLE = True
+HUB = True  # its process gets the token of its owner
+STAGES = {"write": 25.0, "certify": 35.0, "pack": 20.0, "push": 20.0}
+ON_SUCCESS = "mistudio.ingest.export"
+
+ROOM = "files"  # what is packed and pushed, while that is done
+LONGEST = 96  # letters of a file's name
+
+
+@dataclass(frozen=True)
+class Params:
+    sae_folder: str
+    folder: str
+    format: str
+    about: dict[str, Any] = field(default_factory=dict)  # see jobs.ml.formats.card
+    module: str = ""  # path of the module that the site is of, in the transformers model
+    repository: str = ""  # of the hub; empty: it is not pushed
+    private: bool = True
+    scan_folder: str = ""  # for formats of features
+    tokens_folder: str = ""
+    model_folder: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("sae_folder", "folder"):
+            if not Path(getattr(self, name)).is_absolute():
+                raise InvalidInput(f"{name} must be an absolute path.", field=name)
+        if self.repository and (not HUB_ID.fullmatch(self.repository) or "/" not in self.repository):
+            raise InvalidInput(f"“{self.repository[:200]}” is no id of the hub.", "An id is owner/name.", "repository")
+
+
+def run(params: Params, ctx: Context) -> dict[str, Any]:
+    """Started again it begins anew, but sends nothing twice: the hub knows what came."""
+    from jobs.ml import disk, store
+
+    folder = Path(params.folder)
+    room = folder / ROOM
+    store.remove(room)
+    room.mkdir(parents=True)
+    disk.require_space(folder, 2 * weight(Path(params.sae_folder)), "The export")
+    ctx.stage("write", total=1)
+    certificate, inner, label = written(params, room, ctx)
+    (room / "README.md").write_text(told(params, inner, label, certificate), encoding="utf-8")
+    ctx.stage("pack", total=1)
+    archive = pack(room, folder / f"{file_name(params.about.get('name', 'sae'))}-{params.format}.zip", ctx)
+    pushed: dict[str, Any] = {}
+    if params.repository:
+        ctx.stage("push", total=1)
+        pushed = send(params, room, ctx)
+    store.write_manifest(folder, [archive.name], kind="export", format=params.format, certificate=certificate, **pushed)
+    store.remove(room)
+    size = archive.stat().st_size
+    return {"archive": archive.name, "bytes": size, "inner": inner, "certificate": certificate, **pushed}
+
+
+def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | None, str, str]:
+    """The certificate, the folder within, and what the format is called."""
+    if params.format == "neuronpedia":
+        from jobs.ml.neuronpedia import LABEL as label
+        from jobs.ml.neuronpedia import write_batches
+
+        def on_progress(share: float) -> None:
+            ctx.at(share)
+            ctx.check()
+
+        folders = (params.scan_folder, params.tokens_folder, params.sae_folder, params.model_folder)
+        inner = write_batches(room, *map(Path, folders), about=params.about, on_progress=on_progress)
+        return None, inner, label
+    from jobs.ml import formats, saelens
+    from jobs.ml.formats.certify import certify
+
+    sae = saelens.load_sae(params.sae_folder)
+    reads, writes = saelens.sites_of(params.sae_folder)
+    inner = folder_name(params, reads, writes, sae)
+    names = {"model_name": params.about.get("model", ""), "dataset_path": params.about.get("dataset", "")}
+    size = params.about.get("context_size")
+    formats.write(sae, room / inner, params.format, reads=reads, writes=writes, context_size=size, **names)
+    ctx.check()
+    ctx.stage("certify", total=1)
+    certificate = certify(sae, room / inner, params.format, ctx.check)
+    if not certificate.holds:
+        raise JobError("CORRUPT_DATA", refused(certificate), "Nothing was packed or sent. Scan the SAE: is it alive?")
+    return certificate.as_json(), inner, formats.FORMATS[params.format].label
+
+
+def refused(found: "Certificate") -> str:
+    if not found.active:
+        return "No latent is active on any of the vectors, so nothing can be compared."
+    differs = f"activations by {found.codes:.1e}, reconstructions by {found.x_hat:.1e} of the largest"
+    return f"{found.package} computes something else from the files: {differs}, {found.at_threshold} at thresholds."
+
+
+def folder_name(params: Params, reads: list[str], writes: list[str], sae: "Sae") -> str:
+    """As the library names its folders."""
+    from jobs.ml.formats.hooks import below_base_model, layer_of
+
+    site = (writes or reads)[0]
+    layer = layer_of(site)
+    if params.format == "sparsify":
+        module = params.module or (f"layers.{layer}" if layer is not None else "")
+        return file_name(below_base_model(module) or site)
+    if params.format == "gemma_scope":
+        l0 = params.about.get("l0")
+        place = f"layer_{layer}" if layer is not None else "embedding"
+        return f"{place}/width_{sae.width}/average_l0_{round(l0) if l0 is not None else 'unknown'}"
+    return file_name(site)
+
+
+def file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip(".-")[:LONGEST] or "sae"
+
+
+def told(params: Params, inner: str, label: str, certificate: dict[str, Any] | None) -> str:
+    from jobs.ml.formats.card import card
+
+    return card(params.format, label, inner, params.about, certificate)
+
+
+def weight(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+
+
+def pack(room: Path, archive: Path, ctx: Context) -> Path:
+    """The same bytes for the same files: weights cannot be packed, so they are not."""
+    import zipfile
+
+    from jobs.ml import store
+
+    for old in archive.parent.glob("*.zip"):
+        old.unlink()
+    files = sorted(path for path in room.rglob("*") if path.is_file())
+    total, done = sum(path.stat().st_size for path in files) or 1, 0
+    with store.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
+        for path in files:
+            info = zipfile.ZipInfo(path.relative_to(room).as_posix())
+            info.file_size = path.stat().st_size
+            info.external_attr = 0o644 << 16
+            packed = path.suffix in (".json", ".md")
+            info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
+            with path.open("rb") as reader, target.open(info, "w") as writer:
+                while chunk := reader.read(2**22):
+                    writer.write(chunk)
+                    done += len(chunk)
+                    ctx.at(done / total)
+                    ctx.check()
+    return archive
+
+
+def send(params: Params, room: Path, ctx: Context) -> dict[str, Any]:
+    from jobs.ml.hub_push import push
+
+    ctx.check()
+    done = push(room, params.repository, f"{params.about.get('name', 'SAE')}, exported", private=params.private)
+    ctx.log(f"pushed to {params.repository} at {done.commit}")
+    return {"repository": params.repository, "commit": done.commit, "url": done.url}

@@ -1,0 +1,138 @@
+"""A certificate of an export: what the peer itself, or failing that its documented formula, computes from the files."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jobs.ml.errors import WithHint
+from jobs.ml.formats import FORMATS
+from jobs.ml.formats.formula import FORMULAS
+from jobs.ml.sae import Sae
+
+VECTORS, MOST_CODES = 256, 2**25
+LIMIT = 1e-5  # of the largest value
+AT_THRESHOLD = 0.01  # of the vectors, at most, may have a latent so near to its threshold that rounding decides
+SECONDS = 600
+HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")  # of the environment: no secrets
+OWN = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "CUDA_VISIBLE_DEVICES": ""}  # sparsify has it for CUDA
+PEERS = "MISTUDIO_PEERS"  # a Python in which the peers are installed
+MODULES = {"sae-lens": "sae_lens", "eai-sparsify": "sparsify", "dictionary-learning": "dictionary_learning"}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Differences are the largest, as a part of the largest value."""
+
+    format: str
+    by_peer: bool  # False: by the peer's documented formula, since it is not installed
+    package: str
+    version: str | None  # of the peer, where it was asked
+    vectors: int
+    at_threshold: int  # vectors left out, since rounding decides whether a latent is active
+    active: float  # latents on a vector, on average
+    codes: float
+    x_hat: float
+    limit: float = LIMIT
+
+    @property
+    def holds(self) -> bool:
+        few = self.at_threshold <= AT_THRESHOLD * self.vectors
+        return few and self.active > 0 and max(self.codes, self.x_hat) < self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+
+def certify(sae: Sae, folder: Path | str, name: str, check: Callable[[], None] = lambda: None) -> Certificate:
+    """Of the SAE that was written to the folder. check: raises where the work shall end. Raises WithHint where the peer
+    cannot read what was written."""
+    folder, package = Path(folder), FORMATS[name].peer
+    sae = copied(sae)
+    x = vectors(sae)
+    check()
+    python = python_with(MODULES[package])
+    if python:
+        codes, x_hat, version = ask_peer(python, folder, name, x)
+    else:
+        theirs = FORMULAS[name](folder, x.numpy())
+        codes, x_hat, version = *map(torch.from_numpy, theirs), None
+    check()
+    ours = sae.encode(x)
+    same = ((ours != 0) == (codes != 0)).all(dim=1)
+    return Certificate(
+        name,
+        bool(python),
+        package,
+        version,
+        len(x),
+        int((~same).sum()),
+        float((ours != 0).sum() / len(x)),
+        difference(ours[same], codes[same]),
+        difference(sae(x)[same], x_hat[same]),
+    )
+
+
+def copied(sae: Sae) -> Sae:
+    same = type(sae)(sae.d_in, sae.width, **sae.options(), **sae.shape)
+    same.load_state_dict(sae.state_dict())
+    return same.double().eval().requires_grad_(False)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """1 where nothing is left to compare."""
+    largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+    return float((ours - theirs).abs().max()) / largest if largest else 1.0
+
+
+@torch.no_grad()
+def vectors(sae: Sae) -> Tensor:
+    """float64 [N, D]: random around the centre, as far from it as makes at least one latent active on average."""
+    n = max(16, min(VECTORS, MOST_CODES // sae.width))
+    noise = torch.randn(n, sae.d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    centre = sae.b_dec.double() if sae.centred else torch.zeros(sae.d_in, dtype=torch.float64)
+    x = noise
+    for scale in (1.0, 10.0, 100.0, 1000.0):
+        x = centre + scale * noise
+        if (sae.encode(x) != 0).sum() >= n:
+            break
+    return x
+
+
+def python_with(module: str) -> str:
+    """A Python that can import the peer; "" where there is none."""
+    if python := os.environ.get(PEERS, ""):
+        return python
+    return sys.executable if importlib.util.find_spec(module) else ""
+
+
+def ask_peer(python: str, folder: Path, name: str, x: Tensor) -> tuple[Tensor, Tensor, str]:
+    script = Path(__file__).with_name("in_peer.py")
+    with tempfile.TemporaryDirectory() as room:
+        given, out = Path(room, "x.safetensors"), Path(room, "out.safetensors")
+        save_file({"x": x}, given)
+        env = {key: os.environ[key] for key in HANDED_ON if key in os.environ} | OWN
+        words = [python, "-I", str(script), name, str(folder), str(given), str(out)]
+        try:
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WithHint(
+                f"{FORMATS[name].peer} cannot be asked: {error}.", f"Set {PEERS} to a Python that has it."
+            ) from error
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+            raise WithHint(f"{FORMATS[name].peer} cannot read what was written: {said}")
+        with safe_open(out, framework="pt") as file:
+            version = file.metadata()["version"]
+        found = load_file(out)
+    return found["codes"], found["x_hat"], version

@@ -1,0 +1,55 @@
+from typing import Any
+
+from jobs.ml.formats import FORMATS
+from mistudio.forms.artifact import ArtifactForm
+from mistudio.forms.sources import HUB_ID
+from mistudio.models import Export, Sae
+from mistudio.models.export import CHOICES
+
+
+class ExportForm(ArtifactForm):
+    class Meta:
+        model = Export
+        fields = ("sae", "format", "repository", "public", "licence", "name")
+        labels = {"sae": "SAE", "repository": "Push to", "public": "Public repository"}
+        help_texts = {
+            "format": f"One of {', '.join(name for name, _ in CHOICES)}.",
+            "repository": "An id of the hub, owner/name, to which your token may write. Empty: it stays here.",
+            "public": "Where the repository is made by this. Else only those see it whom its owner lets.",
+            "licence": "For the card, such as mit or cc-by-4.0. Empty: the SAE's own, where it has one.",
+        }
+
+    def __init__(self, *args: Any, sae: Sae | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sae = sae
+        self.fields["format"].required = False
+        if sae:
+            del self.fields["sae"]
+            choice: Any = self.fields["format"]
+            choice.choices = [(name, label) for name, label in CHOICES if not sae.export_refusal(name)]
+            choice.help_text = ""
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Formats that cannot hold this SAE, and why."""
+        found = ((label, self.sae.export_refusal(name)) for name, label in CHOICES) if self.sae else ()
+        return [(label, why) for label, why in found if why]
+
+    def clean_repository(self) -> str:
+        text: str = self.cleaned_data["repository"].strip()
+        if text and (not HUB_ID.fullmatch(text) or "/" not in text or ".." in text or "--" in text):
+            self.add_error("repository", f"“{text}” is no id of the hub. An id is owner/name.")
+        return text
+
+    def clean(self) -> dict[str, Any]:
+        sae: Sae | None = self.sae or self.cleaned_data.get("sae")
+        if sae is None:
+            return super().clean()
+        self.instance.sae = sae
+        self.cleaned_data["format"] = self.cleaned_data.get("format") or "saelens"
+        if "format" not in self.errors and (why := sae.export_refusal(self.cleaned_data["format"])):
+            can = ", ".join(name for name in FORMATS if not sae.export_refusal(name))
+            self.add_error("format", f"{why} It can be exported as {can}." if can else why)
+        return super().clean()
+
+    def suggested_name(self) -> str:
+        return f"{self.instance.sae.name}-{self.cleaned_data['format']}"

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.ml import neuronpedia
+from jobs.ml.errors import CorruptData
+from jobs.ml.saelens import save_sae
+from tests.ml.test_evaluate import SITE, random_sae
+from tests.ml.test_scan import found, shards  # noqa: F401  fixtures
+
+ABOUT = {"name": "My SAE", "model": "openai-community/GPT2", "reads": ["blocks.1.hook_resid_post"], "dataset": "texts"}
+
+
+@pytest.fixture(scope="module")
+def written(found, shards, tmp_path_factory):  # noqa: F811
+    home = tmp_path_factory.mktemp("neuronpedia")
+    save_sae(random_sae().folded(), home / "sae", reads=[SITE] if isinstance(SITE, str) else SITE)
+    (home / "vocabulary.json").write_text(json.dumps([f"<{n}>" for n in range(300)]))
+    neuronpedia.BATCH, old = 16, neuronpedia.BATCH
+    inner = neuronpedia.write_batches(home / "out", found[0].folder, shards.folder, home / "sae", home, about=ABOUT)
+    neuronpedia.BATCH = old
+    return home / "out" / inner, found[0], shards
+
+
+def features(folder: Path) -> list[dict]:
+    batches = sorted(folder.glob("batch-*.json"), key=lambda path: int(path.stem[6:]))
+    return [feature for path in batches for feature in json.loads(path.read_text())["features"]]
+
+
+def test_batches_hold_the_features_that_fire_and_name_those_that_do_not(written) -> None:
+    folder, evidence, _ = written
+    assert folder.parts[-2:] == ("gpt2", "1-my-sae")
+    fired = np.flatnonzero(np.asarray(evidence.n_fired)).tolist()
+    assert [feature["feature_index"] for feature in features(folder)] == fired
+    skipped = json.loads((folder / "skipped_indexes.json").read_text())
+    assert sorted(skipped["skipped_indexes"] + fired) == list(range(evidence.width))
+    first = json.loads((folder / "batch-0.json").read_text())
+    assert (first["model_id"], first["layer"], first["sae_set"]) == ("gpt2", 1, "my-sae")
+    assert len(first["features"]) == min(16, len(fired))
+
+
+def test_a_feature_says_what_the_evidence_says(written) -> None:
+    folder, evidence, tokens = written
+    for feature in features(folder):
+        index = feature["feature_index"]
+        assert feature["frac_nonzero"] == pytest.approx(len(evidence.activations(index)[0]) / evidence.n_tokens)
+        assert sum(feature["freq_hist_data_bar_heights"]) == evidence.n_fired[index]
+        assert len(feature["vector"]) == 32 and np.linalg.norm(feature["vector"]) == pytest.approx(1, abs=1e-4)
+        strongest = np.argsort(-np.abs(feature["vector"]))[:3].tolist()
+        assert feature["neuron_alignment_indices"] == strongest
+        top = [one for one in feature["activations"] if one["bin_contains"] == -1]
+        assert [max(one["values"]) for one in top] == sorted((max(one["values"]) for one in top), reverse=True)
+        assert max(top[0]["values"]) == pytest.approx(float(evidence.max[index]), abs=1e-5)
+        for one in feature["activations"]:
+            assert len(one["tokens"]) == len(one["values"]) <= tokens.context_length
+            assert one["values"][one["qualifying_token_index"]] == max(one["values"])
+            low = max(0.0, one["bin_min"])
+            assert low - 1e-4 <= max(one["values"]) <= one["bin_max"] + 1e-4
+
+
+def test_the_shares_of_the_intervals_add_up_to_all_activations(written) -> None:
+    folder, _, _ = written
+    for feature in features(folder):
+        parts = {one["bin_min"]: one["bin_contains"] for one in feature["activations"] if one["bin_contains"] != -1}
+        assert 0 < sum(parts.values()) <= 1 + 1e-9
+
+
+def test_what_was_not_measured_is_empty_and_not_invented(written) -> None:
+    feature = features(written[0])[0]
+    for name in ("correlated_neurons_indices", "correlated_features_pearson", "logits_hist_data_bar_heights"):
+        assert feature[name] == []
+    assert len(feature["pos_str"]) == len(feature["pos_values"]) == 10
+
+
+def test_a_scan_whose_files_are_gone_is_refused(tmp_path, shards) -> None:  # noqa: F811
+    with pytest.raises(CorruptData, match="not whole") as caught:
+        neuronpedia.write_batches(tmp_path, tmp_path, shards.folder, tmp_path, tmp_path, about=ABOUT)
+    assert caught.value.hint == "Scan the SAE again."
