@@ -91,9 +91,9 @@ def sentence(title: str, lines: Sequence[Line], series: Sequence[Sequence[Point]
     """What a colleague would say on the phone: of each line, or of many together."""
     said = []
     if len(lines) > MOST_SAID:
-        now = [points[-1][1] for points in series if points]
-        between = f"from {significant(min(now))} to {significant(max(now))} {unit}".strip()
-        return f"{title}: {len(now)} lines, now {between}."
+        ends = [points[-1][1] for points in series if points]
+        between = f"from {significant(min(ends))} to {significant(max(ends))} {unit}".strip()
+        return f"{title}: {len(ends)} lines, now {between}."
     for line, points in zip(lines, series, strict=True):
         if points:
             values = [y for _, y in points]
