@@ -29,6 +29,8 @@ class Diverged(WithHint):
 class Stream(Protocol):
     """Where activations come from: ActivationStream, CachedActivations."""
 
+    batch_tokens: int
+
     @property
     def sites(self) -> Mapping[str, Site]: ...
 
@@ -174,6 +176,9 @@ class Run(Generic[Source]):
         for name in ("tokens", "batch_tokens", "log_every"):
             if len({getattr(member.config, name) for member in members}) > 1:
                 raise BadConfig(name, f"{name} must be the same for all SAEs of a run.")
+        if stream.batch_tokens != self.config.batch_tokens:
+            said = f"the stream gives {stream.batch_tokens}, the configuration asks for {self.config.batch_tokens}."
+            raise BadConfig("batch_tokens", f"batch_tokens must be the same for both: {said}")
         self.trainers = [Trainer(member, stream.sites, device) for member in members]
         self.step = 0
         self.stopped = False  # ended before the last step, by choice

@@ -337,13 +337,16 @@ def test_it_starts_with_encoder_and_decoder_alike_and_the_centre_as_bias(sae) ->
 def test_the_threshold_of_a_trained_batchtopk_follows_the_least_that_survives() -> None:
     sae = trained_like("batchtopk")
     x, _ = batch(sae)
-    moments = [Moment(config_of("batchtopk"), step, DEAD) for step in (0, 1)]
+    moments = [Moment(config_of("batchtopk"), step, DEAD) for step in (0, 1, 500)]
     sae.observe(x, sae.support(x), moments[0])
     first = sae.support(x)
     least = (sae.W_dec.norm(dim=1)[first.latents] * first.encode(x, sae.encoder())).min().item()
     assert float(sae.threshold) == pytest.approx(least, rel=1e-5)
     sae.observe(x, sae.support(3 * x), moments[1])
-    assert float(sae.threshold) == pytest.approx(0.99 * least + 0.01 * sae.least, rel=1e-5)
+    assert float(sae.threshold) == pytest.approx((least + sae.least) / 2, rel=1e-5)
+    before = float(sae.threshold)
+    sae.observe(x, sae.support(9 * x), moments[2])
+    assert float(sae.threshold) == pytest.approx(0.99 * before + 0.01 * sae.least, rel=1e-5)
     folded = sae.folded(2.0)
     assert folded.architecture == "jumprelu"
     assert torch.allclose(folded.threshold, sae.threshold.float() / 2)

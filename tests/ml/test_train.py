@@ -337,6 +337,12 @@ def test_all_saes_of_a_run_must_be_as_long(tokens) -> None:
         several(tokens, [of_all("topk"), longer])
 
 
+def test_a_stream_of_other_batches_is_refused(tokens) -> None:
+    other = dataclasses.replace(CONFIG, batch_tokens=200)
+    with pytest.raises(BadConfig, match="the stream gives 100, the configuration asks for 200"):
+        Run([Member(other, (SITE,))], trainer(tokens).stream)
+
+
 @pytest.mark.parametrize(
     ("architecture", "reads", "writes", "said"),
     [

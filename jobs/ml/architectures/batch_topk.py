@@ -11,7 +11,9 @@ from jobs.ml.sae import Moment, Sae, Shape
 from jobs.ml.selection import largest_of_batch
 from jobs.ml.support import Sparse, Support
 
-MOVES = 0.01  # of the way that the threshold goes to each batch's least active value, as in SAELens
+# Of the way that the threshold goes to each batch's least active value, as in SAELens; the first hundred batches count
+# alike, so that a short run ends with a threshold of its own and not of its beginning.
+MOVES = 0.01
 
 
 class BatchTopK(TopK):
@@ -30,7 +32,7 @@ class BatchTopK(TopK):
         return support
 
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
-        self.threshold += (MOVES if moment.step else 1.0) * (self.least - self.threshold)
+        self.threshold += max(MOVES, 1 / (moment.step + 1)) * (self.least - self.threshold)
 
     def inference(self, norms: Tensor, unit: Tensor) -> Sae:
         same = JumpReLU(self.d_in, self.width, **self.shape | {"folded": True})
