@@ -49,14 +49,14 @@
   }
 
   function swap(html) {
-    const holder = document.createElement("template");
-    holder.innerHTML = html;
+    const holder = Object.assign(document.createElement("template"), { innerHTML: html });
     [...holder.content.children].forEach(place);
   }
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old
     const reply = await fetch(location.href, { cache: "no-store" }).catch(() => null);
-    if (!reply?.ok || reply.redirected) return;
+    if (!reply || reply.status >= 500) return void setTimeout(refresh, POLL);   // this once: no other news may come
+    if (!reply.ok || reply.redirected) return;
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
     document.title = page.title;
     place(document.adoptNode(page.getElementById("main")));
