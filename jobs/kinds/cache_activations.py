@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_precision
+from jobs.kinds.sources import check_absolute, check_precision
 from jobs.ml.cache_layout import STORED
 from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
 
@@ -44,9 +44,7 @@ class Params:
         check_precision(self.dtype, (AUTO, *PRECISIONS))
         if self.stored not in STORED:
             raise InvalidInput(f"Activations are stored as {', '.join(STORED)}.", field="stored")
-        for field in ("model_folder", "tokens_folder", "folder"):
-            if not Path(getattr(self, field)).is_absolute():
-                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+        check_absolute(self, "model_folder", "tokens_folder", "folder")
 
 
 def smaller(params: Params) -> Params | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_precision, check_source, is_path, keep_to_limit
+from jobs.kinds.sources import check_absolute, check_precision, check_source, is_path, keep_to_limit
 from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class Params:
         if self.split not in SPLITS:
             raise InvalidInput(f"There is no split {self.split}.", f"There are: {' and '.join(SPLITS)}.", "split")
         check_precision(self.dtype, (AUTO, *PRECISIONS))
-        for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
-            if not Path(getattr(self, field)).is_absolute():
-                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+        check_absolute(self, "model_folder", "tokens_folder", "sae_folder", "folder")
         if self.labelled:
             check_source(self.labelled, self.labelled_revision, self.folder, "dataset")
             for field in ("text_column", "label_column"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput, JobError
-from jobs.kinds.sources import HUB_ID
+from jobs.kinds.sources import HUB_ID, check_absolute
 
 if TYPE_CHECKING:
     from jobs.ml.formats.certify import Certificate
@@ -39,9 +39,7 @@ class Params:
     model_folder: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("sae_folder", "folder"):
-            if not Path(getattr(self, name)).is_absolute():
-                raise InvalidInput(f"{name} must be an absolute path.", field=name)
+        check_absolute(self, "sae_folder", "folder")
         if self.repository and (not HUB_ID.fullmatch(self.repository) or "/" not in self.repository):
             raise InvalidInput(f"“{self.repository[:200]}” is no id of the hub.", "An id is owner/name.", "repository")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_precision
+from jobs.kinds.sources import check_absolute, check_precision
 from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ class Params:
         if self.model_batch is not None and self.model_batch < 1:
             raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
         check_precision(self.dtype, (AUTO, *PRECISIONS))
-        for field in ("model_folder", "tokens_folder", "sae_folder", "folder"):
-            if not Path(getattr(self, field)).is_absolute():
-                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+        check_absolute(self, "model_folder", "tokens_folder", "sae_folder", "folder")
 
 
 def smaller(params: Params) -> Params | None:
@@ -109,13 +107,13 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
 def load(params: Params, context_length: int, device: str) -> tuple["PreTrainedModel", str, int]:
     """The model, its precision, and the sequences per forward pass; what is open is as an earlier attempt had it."""
-    from jobs.ml.calibration import load_calibrated
+    from jobs.ml.calibration import deepest, load_calibrated
     from jobs.ml.evidence import plan_of
 
     begun = plan_of(Path(params.folder))
     return load_calibrated(
         params.model_folder,
-        site=params.reads[-1],
+        site=deepest(params.reads),
         context_length=context_length,
         device=device,
         dtype=begun.get("dtype", AUTO) if params.dtype == AUTO else params.dtype,

@@ -4,6 +4,7 @@ precision."""
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
@@ -27,6 +28,13 @@ def check_source(source: str, revision: str, folder: str, kind: str) -> None:
         raise InvalidInput(f"“{source[:200]}” is neither a path nor an id of the hub.", hint, "source")
     if not Path(folder).is_absolute():
         raise InvalidInput("The folder to write to must be absolute.", field="folder")
+
+
+def check_absolute(params: Any, *fields: str) -> None:
+    """Raises InvalidInput by the first of these folders that is none."""
+    for field in fields:
+        if not Path(getattr(params, field)).is_absolute():
+            raise InvalidInput(f"{field} must be an absolute path.", field=field)
 
 
 def keep_to_limit(ctx: Context) -> None:

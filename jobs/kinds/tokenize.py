@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
+from jobs.kinds.sources import check_absolute
 from jobs.ml.errors import Unusable
 from jobs.ml.token_config import TokenConfig
 
@@ -36,9 +37,7 @@ class Params:
 
     def __post_init__(self) -> None:
         refused(self.config)
-        for field in ("dataset_folder", "model_folder", "folder"):
-            if not Path(getattr(self, field)).is_absolute():
-                raise InvalidInput(f"{field} must be an absolute path.", field=field)
+        check_absolute(self, "dataset_folder", "model_folder", "folder")
 
     def config(self) -> TokenConfig:
         said = asdict(self)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_precision
+from jobs.kinds.sources import check_absolute, check_precision
 from jobs.ml.config import AUTO, PRECISIONS, SELECTIONS, UNSETTLED_ROWS, BadConfig, Member, TrainConfig
 
 if TYPE_CHECKING:
@@ -63,11 +63,10 @@ class Params:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
-        for field in ("model_folder", "tokens_folder", "folder"):
-            if not Path(getattr(self, field)).is_absolute():
-                raise InvalidInput(f"{field} must be an absolute path.", field=field)
-        if not all(Path(folder).is_absolute() for folder in (*self.caches, *self.sae_folders)):
-            raise InvalidInput("caches and the folders of SAEs must be absolute paths.", field="caches")
+        check_absolute(self, "model_folder", "tokens_folder", "folder")
+        for field, folders in (("caches", self.caches), ("saes", self.sae_folders)):
+            if not all(Path(folder).is_absolute() for folder in folders):
+                raise InvalidInput(f"The folders of {field} must be absolute paths.", field=field)
         if self.cache_weights and len(self.cache_weights) != len(self.caches):
             raise InvalidInput("Give one weight for each cache, or none.", field="cache_weights")
         if self.selection not in (AUTO, *SELECTIONS):

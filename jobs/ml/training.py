@@ -11,7 +11,7 @@ import torch
 from jobs.ml import store
 from jobs.ml.activations import ActivationStream
 from jobs.ml.cached_activations import CachedActivations
-from jobs.ml.calibration import load_calibrated
+from jobs.ml.calibration import deepest, load_calibrated
 from jobs.ml.config import AUTO, UNSETTLED_ROWS
 from jobs.ml.determinism import selection_of, set_up
 from jobs.ml.evaluate import evaluate, predictions
@@ -71,7 +71,7 @@ def begin(
         if dtype in (AUTO, earlier.get("dtype")):
             dtype, model_batch = earlier.get("dtype", dtype), model_batch or earlier.get("model_batch")
         model, dtype, rows = load_calibrated(
-            model_folder, site=sites[-1], context_length=shards.context_length, device=device, dtype=dtype,
+            model_folder, site=deepest(sites), context_length=shards.context_length, device=device, dtype=dtype,
             rows=model_batch,
         )  # fmt: skip
         settled |= {"dtype": dtype, "model_batch": rows}

@@ -44,12 +44,9 @@ class Evaluation(Artifact):
 
     def params(self) -> dict[str, Any]:
         return {
-            "model_folder": str(self.sae.language_model.folder),
+            **self.sae.placed(),
             "tokens_folder": str(self.tokenization.folder),
-            "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
-            "reads": self.sae.reads,
-            "writes": self.sae.writes,
             "split": self.split,
             "tokens": self.n_tokens,
             "dtype": self.dtype,

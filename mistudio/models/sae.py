@@ -64,6 +64,11 @@ class Sae(Artifact):
         """What it reads and, where that is something else, what it writes."""
         return " → ".join(" + ".join(side) for side in (self.reads, self.writes) if side)
 
+    def placed(self) -> dict[str, Any]:
+        """Where it stands, for jobs that run it in its language model."""
+        folders = {"model_folder": str(self.language_model.folder), "sae_folder": str(self.folder)}
+        return {**folders, "reads": self.reads, "writes": self.writes}
+
     @property
     def label(self) -> str:
         known = ARCHITECTURES.get(self.architecture)

@@ -28,12 +28,9 @@ class Scan(Artifact):
 
     def params(self) -> dict[str, Any]:
         return {
-            "model_folder": str(self.sae.language_model.folder),
+            **self.sae.placed(),
             "tokens_folder": str(self.tokenization.folder),
-            "sae_folder": str(self.sae.folder),
             "folder": str(self.folder),
-            "reads": self.sae.reads,
-            "writes": self.sae.writes,
             "tokens": self.n_tokens,
             "dtype": self.dtype,
         }
