@@ -20,6 +20,7 @@ from jobs.ml.framing import framing
 from jobs.ml.language_model import is_causal
 from jobs.ml.logistic import Probe, fit
 from jobs.ml.place import Place
+from jobs.ml.pooled import NUMBERS
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
 from jobs.ml.vocabulary import vocabulary
@@ -93,7 +94,7 @@ def absorption(
     """Figures, or why there are none."""
     if not is_causal(model.config):
         return {}, f"{type(model).__name__} does not predict the next token"
-    words = words_of(tokenizer)
+    words = words_of(tokenizer)[: max(1, NUMBERS // sae.width)]
     counts = torch.bincount(torch.tensor([letter for _, letter in words], dtype=torch.long), minlength=LETTERS)
     words = [(token, letter) for token, letter in words if counts[letter] >= PER_LETTER]
     if len({letter for _, letter in words}) < 2:
@@ -140,7 +141,8 @@ def standing_for(f: Tensor, truth: Tensor, train: Tensor) -> Tensor:
 
 
 def f1_of(f: Tensor, truth: Tensor, train: Tensor, latents: Tensor) -> float:
-    said = fit(f[train][:, latents], truth[train]).says(f[train][:, latents])
+    seen = f[:, latents][train]
+    said = fit(seen, truth[train]).says(seen)
     hits, missed = int((said & truth[train]).sum()), int((said != truth[train]).sum())
     return 2 * hits / max(1, 2 * hits + missed)
 
@@ -149,8 +151,10 @@ def absorbed(W_dec: Tensor, y: Tensor, f: Tensor, probe: Probe, main: Tensor) ->
     """Of each word [N]: the share of the letter that other latents hold, and whether they hold all of it."""
     direction = F.normalize(probe.weight.cpu(), dim=0)
     whole = y.double() @ direction
-    cosines = F.normalize(W_dec.double(), dim=1) @ direction
-    projections = f.double() * (W_dec.double() @ direction)  # [N, M]
+    rows = W_dec.double()
+    along = rows @ direction
+    cosines = along / rows.norm(dim=1).clamp_min(1e-12)
+    projections = f.double() * along  # [N, M]
     held = projections[:, main].sum(1)
     others = projections.clone()
     others[:, main] = 0

@@ -53,7 +53,8 @@ class UnitSums:
 
     def merge(self) -> None:
         """Each two neighbours become one."""
-        self.sums = self.sums[: len(self.sums) // 2 * 2].view(-1, 2, self.sums.shape[1]).sum(1)
+        even = torch.nn.functional.pad(self.sums, (0, 0, 0, len(self.sums) % 2))
+        self.sums = even.view(-1, 2, even.shape[1]).sum(1)
         self.merged += 1
 
     @property

@@ -22,8 +22,6 @@ from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
 from jobs.ml.tokens import TokenShards
 
-__all__ = ["Predictions", "Reconstruction", "evaluate", "measure", "predictions"]
-
 SIMILAR = "decoder_similarity/1"  # weights alone: not a figure of tokens
 LOGIT_BYTES = 2**27  # for one forward pass: fewer sequences at once where the vocabulary is large
 
@@ -74,11 +72,7 @@ def measure(
         x, y = place.capture(model, read)
         quality.add(read.counted(x), read.counted(y), read.counted(documents.of(read)))
         on_progress(read.first + len(read.ids), rows + ce_rows)
-    documents = Boundaries(shards)
-    for read in batches(shards, 0, ce_rows, rows_with_logits(model, shards, model_batch), skip_special):
-        read = read.to(model.device)
-        rebuilt.add(read, documents.of(read))
-        on_progress(rows + read.first + len(read.ids), rows + ce_rows)
+    predict(rebuilt, shards, ce_rows, skip_special, model_batch, lambda done: on_progress(rows + done, rows + ce_rows))
     reason = {} if causal else {"ce": f"{type(model).__name__} does not predict the next token"}
     return {
         "figures": {**quality.figures(resamples, seed), **rebuilt.figures(resamples, seed), **similarity(sae)},
@@ -104,12 +98,25 @@ def predictions(
     model_batch: int = 8,
 ) -> dict[str, Any]:
     """That part of evaluate() alone."""
-    rebuilt, documents = Predictions(model, sae, find_place(model, sae, reads, writes)), Boundaries(shards)
-    size = rows_with_logits(model, shards, model_batch)
-    for read in batches(shards, 0, covering(shards, tokens), size, skip_special):
+    rebuilt = Predictions(model, sae, find_place(model, sae, reads, writes))
+    predict(rebuilt, shards, covering(shards, tokens), skip_special, model_batch)
+    return plain(rebuilt.figures(resamples=0)) | {"ce_tokens": rebuilt.sums.n}
+
+
+def predict(
+    rebuilt: Predictions,
+    shards: TokenShards,
+    rows: int,
+    skip_special: bool,
+    model_batch: int,
+    told: Callable[[int], None] = lambda done: None,
+) -> None:
+    """The first `rows` sequences into the sums; told(sequences) after each pass."""
+    model, documents = rebuilt.model, Boundaries(shards)
+    for read in batches(shards, 0, rows, rows_with_logits(model, shards, model_batch), skip_special):
         read = read.to(model.device)
         rebuilt.add(read, documents.of(read))
-    return plain(rebuilt.figures(resamples=0)) | {"ce_tokens": rebuilt.sums.n}
+        told(read.first + len(read.ids))
 
 
 def plain(figures: dict[str, Any]) -> dict[str, float | None]:

@@ -96,7 +96,7 @@ def sample(
     seed: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> list[Labelled]:
-    """As many texts of each of the commonest classes, drawn from the first ROWS rows. Raises Unusable."""
+    """At most as many texts of each of the commonest classes, drawn from the first ROWS rows. Raises Unusable."""
     chosen: dict[str, list[Labelled]] = {}
     draw = random.Random(seed)
     seen: dict[str, int] = {}
@@ -117,12 +117,13 @@ def sample(
             kept.append(found)
         elif (place := draw.randrange(seen[label])) < len(kept):
             kept[place] = found
-    return balanced(chosen, columns, texts, draw)
+    commonest = sorted(chosen, key=lambda label: (-seen[label], label))[:CLASSES]
+    return balanced({label: chosen[label] for label in commonest}, columns, texts, draw)
 
 
 def balanced(chosen: dict[str, list[Labelled]], columns: Columns, texts: int, draw: random.Random) -> list[Labelled]:
-    commonest = sorted(chosen, key=lambda label: (-len(chosen[label]), label))[:CLASSES]
-    classes = [label for label in commonest if len(chosen[label]) >= FEWEST]
+    """At most as many of each as there is room for; of classes with fewer, all."""
+    classes = [label for label in chosen if len(chosen[label]) >= FEWEST]
     if len(classes) < 2:
         said = f"The column “{columns.label}” has fewer than two classes with {FEWEST} texts each."
         raise Unusable(said, "Choose another column, or a larger dataset.", "label_column")

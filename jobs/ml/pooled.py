@@ -28,12 +28,11 @@ class Pooled:
     labels: Tensor  # int64 [N]
     names: list[str]
     seconds: Tensor  # int64 [N]; all 0 without second labels
-    second_names: list[str]
     train: Tensor  # bool [N]
 
-    def balanced(self, truth: Tensor, train: bool, within: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def balanced(self, truth: Tensor, train: bool) -> tuple[Tensor, Tensor]:
         """Rows [n] of the texts to train on, or to test on, as many of which it is true as not; and the truth there."""
-        there = self.train == train if within is None else (self.train == train) & within
+        there = self.train == train
         yes, no = (rows.nonzero().flatten() for rows in (there & truth, there & ~truth))
         n = min(len(yes), len(no))
         rows = torch.cat([yes[:n], no[:n]])
@@ -85,8 +84,8 @@ def pool(
         on_progress(start + len(numbers), len(order))
     train = torch.rand(len(rows), generator=torch.Generator().manual_seed(0)) < TRAIN
     labels, names = numbered([label for _, label, _ in texts])
-    seconds, second_names = numbered([second for _, _, second in texts])
-    return Pooled(y, f, labels, names, seconds, second_names, train)
+    seconds, _ = numbered([second for _, _, second in texts])
+    return Pooled(y, f, labels, names, seconds, train)
 
 
 class Means:

@@ -34,8 +34,6 @@ class Predictions:
     Counted are the predictions made at tokens that are not special; only there are the tensors replaced.
     """
 
-    WAYS = WAYS
-
     def __init__(self, model: PreTrainedModel, sae: Sae, place: Place) -> None:
         self.model, self.sae, self.place = model, sae, place
         self.sums = UnitSums([*(f"ce_{way}" for way in WAYS), *(f"kl_{way}" for way in WAYS[1:])], 0, model.device)

@@ -76,8 +76,8 @@ def sparse_probing(pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str
         order = difference.abs().topk(min(max(KS), len(difference))).indices
         for k in KS:
             chosen = order[:k]
-            probe = fit(pooled.f[rows][:, chosen], says)
-            scores.answer(f"{k}.{number}", tests, probe.says(pooled.f[tests][:, chosen]), true)
+            probe = fit(pooled.f[rows[:, None], chosen], says)
+            scores.answer(f"{k}.{number}", tests, probe.says(pooled.f[tests[:, None], chosen]), true)
         scores.answer(f"all.{number}", tests, fit(pooled.y[rows], says).says(pooled.y[tests]), true)
         own = scores.columns[f"1.{number}.right"].sum() / max(1, len(tests))
         about.append({"label": name, "latents": order.tolist(), "accuracy_1": float(own), "n": len(tests)})
@@ -102,7 +102,7 @@ def effects(sae: Sae, pooled: Pooled, probe: Probe, rows: Tensor, says: Tensor) 
 
 def without(sae: Sae, pooled: Pooled, rows: Tensor, latents: Tensor) -> Tensor:
     """y [n, D_out] of the texts, with the latents taken out."""
-    return pooled.y[rows] - pooled.f[rows][:, latents] @ sae.W_dec.float().cpu()[latents]
+    return pooled.y[rows] - pooled.f[rows[:, None], latents] @ sae.W_dec.float().cpu()[latents]
 
 
 def strongest(effect: Tensor, n: int) -> Tensor:
@@ -157,9 +157,9 @@ def scr(sae: Sae, pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str,
             found,
             "what the second label costs a probe cannot be told from nothing: see the harm of the second label",
         )
+    order = effects(sae, pooled, way.spurious, *way.spurious_rows).abs()  # on whichever side it speaks
     for n in (n for n in TAKEN_OUT if n <= sae.width):
         scores = Scores(len(pooled.labels), resamples)
-        order = effects(sae, pooled, way.spurious, *way.spurious_rows).abs()  # on whichever side it speaks
         changed = way.biased.says(without(sae, pooled, way.rows, strongest(order, n)))
         for name, said in {**answers, "changed": changed}.items():
             scores.answer(name, way.rows, said, way.truth)

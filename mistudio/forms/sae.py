@@ -15,7 +15,7 @@ from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.several import names_of
 from mistudio.forms.sources import clean_source
 from mistudio.models import LanguageModel, Sae, Team, Upload, User
-from mistudio.models.upload import CHUNK, HEAD, Refused, link_or_copy
+from mistudio.models.upload import CHUNK, HEAD, Refused, hand_over
 
 
 class SaeForm(ArtifactForm):
@@ -204,6 +204,5 @@ class UploadedSaeForm(SaeForm):
             self.instance.uploaded = upload.name
         row = super().save(commit)
         if upload:
-            row.upload_folder.mkdir(parents=True, exist_ok=True)
-            link_or_copy(upload.path, row.upload_folder / upload.name)
+            hand_over([upload], [upload.name], row.upload_folder)
         return row

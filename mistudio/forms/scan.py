@@ -23,7 +23,8 @@ class ScanForm(ArtifactForm):
             del self.fields["sae"]
             tokenizations: Any = self.fields["tokenization"]
             tokenizations.queryset = tokenizations.queryset.filter(language_model=sae.language_model)
-            self.initial["tokenization"] = sae.training.tokenization_id if sae.training else None
+            own = sae.training.tokenization_id if sae.training else None
+            self.initial["tokenization"] = (kwargs.get("initial") or {}).get("tokenization") or own
             self.initial.setdefault("dtype", precision_of(sae))
         for name in ("tokenization", "n_tokens", "dtype"):
             self.fields[name].required = False

@@ -109,7 +109,7 @@ class UploadedDatasetForm(DatasetForm):
         self.instance.uploaded = distinct([upload.name for upload in self.chosen])
         dataset: Dataset = super().save(commit)
         if self.chosen:
-            hand_over(self.chosen, dataset)
+            hand_over(self.chosen, dataset.uploaded, dataset.upload_folder)
             Upload.objects.filter(pk__in=[upload.pk for upload in self.chosen]).update(dataset=dataset)
         return dataset
 

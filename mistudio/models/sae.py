@@ -179,7 +179,9 @@ class Sae(Artifact):
             "width": self.width,
             "k": self.options.get("k"),
             "l0": self.l0,
-            "context_size": self.training.tokenization.context_length if self.training else None,
+            "context_size": self.training.tokenization.context_length
+            if self.training
+            else self.imported.get("context_size"),
             "licence": self.licence,
             "metrics": self.measured(),
         }

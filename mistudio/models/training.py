@@ -106,9 +106,13 @@ class Training(Artifact):
             cache.touch()
         return super().start()
 
-    @property
-    def result_folder(self) -> Path:
-        return self.sae_folder(0)
+    def expected_files(self) -> dict[str, dict[str, Any]]:
+        """Those of all its SAEs."""
+        return {
+            f"{sae.folder.name}/{name}": entry
+            for sae in self.saes.all()
+            for name, entry in sae.expected_files().items()
+        }
 
     def arguments(self) -> tuple[list[str], dict[str, Any]]:
         return [self.tokenization.name], {

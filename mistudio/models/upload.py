@@ -256,14 +256,14 @@ def disk_says(error: OSError) -> Refused:
     return Refused(f"{said}. What was received is kept; make room there, and go on.", 507)
 
 
-def hand_over(uploads: Iterable[Upload], dataset: Dataset) -> None:
-    """Give a dataset its own links to the files, so that it can be tried again when the uploads are swept away.
+def hand_over(uploads: Iterable[Upload], names: Iterable[str], folder: Path) -> None:
+    """Links to the files under these names in a folder of the one that is made of them, so that it can be tried again
+    when the uploads are swept away.
 
     Raises InvalidInput for a file that is gone."""
-    folder = dataset.upload_folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for upload, name in zip(uploads, dataset.uploaded, strict=True):
+    for upload, name in zip(uploads, names, strict=True):
         try:
             link_or_copy(upload.path, folder / name)
         except OSError as error:

@@ -148,7 +148,10 @@ def started(request: HttpRequest, artifact: Artifact, work: Callable[[], Any]) -
 
 def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:
     """Address of the form, filled in with what this was made from, or with what to take instead."""
-    chosen = {**model_to_dict(artifact, [name for name in form_class.base_fields if name != "name"]), **instead}
+    chosen = {
+        **model_to_dict(artifact, [name for name in form_class.base_fields if name != "name" and name not in instead]),
+        **instead,
+    }
     ticks = [name for name, field in form_class.base_fields.items() if isinstance(field, BooleanField)]
     filled = {name: value for name, value in chosen.items() if value not in (None, "") and (value or name not in ticks)}
     words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}

@@ -22,8 +22,8 @@ from mistudio.views.hub import bounded
 
 @require_GET
 def saes(request: HttpRequest) -> HttpResponse:
-    rows = owned(request, Sae).select_related("language_model", "training")
-    here = rows.order_by("architecture").values_list("architecture", flat=True).distinct()
+    rows = owned(request, Sae).select_related("language_model")
+    here = rows.exclude(architecture="").order_by("architecture").values_list("architecture", flat=True).distinct()
     kinds = [(name, ARCHITECTURES[name].label if name in ARCHITECTURES else name) for name in here]
     kind = request.GET.get("architecture", "")
     asked = {"training": asked_for(request, Training, "training"), "architecture": kind if kind in dict(kinds) else ""}

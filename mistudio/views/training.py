@@ -120,7 +120,7 @@ def visible(user: Any, key: str) -> bool:
 
 def live(key: str) -> str:
     # Reached only by pages that `visible` let in.
-    row = Training.objects.select_related("job").filter(pk=int(key)).first()
+    row = Training.objects.select_related("job", "owner", "language_model").filter(pk=int(key)).first()
     return render_to_string("training/_live.html", live_context(row)) if row else ""
 
 

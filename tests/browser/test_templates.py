@@ -48,6 +48,7 @@ def test_the_sites_of_a_template_stay_when_another_text_is_chosen(page, made):
     page.goto("/caches/new/")
     page.get_by_label("Start from a template").select_option("two sites")
     page.get_by_role("button", name="Fill in").click()
+    expect(page.get_by_text("The form is filled from")).to_be_visible()
     page.get_by_label("blocks.0").get_by_label("hook_resid_pre").check()
     choose(page, "older-text")
     assert ticked(page) == ["blocks.0.hook_resid_pre", "blocks.0.hook_z", "blocks.1.hook_resid_post"]

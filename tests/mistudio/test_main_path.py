@@ -124,6 +124,9 @@ def test_the_files_of_every_step_verify_and_damage_is_named(tmp_path, texts, ali
     assert tokens.language_model.damage() == ["model.safetensors was changed"]
     weights.unlink()
     assert tokens.language_model.damage() == ["model.safetensors is missing"]
+    learned = sae.folder / "sae_weights.safetensors"
+    learned.write_bytes(learned.read_bytes()[:-1] + b"x")
+    assert sae.training.damage() == ["sae/sae_weights.safetensors was changed"]
     (scan.folder / "manifest.json").unlink()
     [damage] = scan.damage()
     assert damage.endswith("manifest.json is missing or names no file")

@@ -78,6 +78,15 @@ def test_very_many_documents_are_taken_together_and_the_figure_stays(monkeypatch
     assert two["high"] - two["low"] == pytest.approx(one["high"] - one["low"], rel=0.2)
 
 
+def test_no_document_is_lost_where_they_are_taken_together_after_a_long_text(monkeypatch) -> None:
+    """Parts whose number makes the room for sums odd."""
+    monkeypatch.setattr(bootstrap, "MOST", 256)
+    sums = UnitSums(["x"], 0, "cpu")
+    for units in (torch.arange(205), torch.arange(205, 411), torch.arange(411, 615)):
+        sums.add(units, {"x": torch.ones(len(units)).double()})
+    assert sums.n == 615
+
+
 def test_a_ratio_without_a_whole_has_no_value() -> None:
     share = Formula("share", 1, lambda s: ratio(s["x"], s["x"]))
     found = summed(torch.arange(50), torch.zeros(50).double()).figures([share])["share"]

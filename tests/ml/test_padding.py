@@ -14,7 +14,7 @@ from jobs.ml.activation_cache import write_cache
 from jobs.ml.activations import ActivationStream
 from jobs.ml.cache_layout import shard_file, site_file
 from jobs.ml.errors import Unusable
-from jobs.ml.evaluate import Predictions, evaluate
+from jobs.ml.evaluate import evaluate
 from jobs.ml.evidence import Evidence
 from jobs.ml.packing import pack
 from jobs.ml.scan import scan
@@ -171,7 +171,6 @@ def test_losses_are_of_documents_alone(tmp_path) -> None:
     assert measured["ce_tokens"] == n
     assert measured["ce_clean"] == pytest.approx(total / n, abs=1e-4)
     assert measured["tokens"] == shards.lengths(range(30)).sum() - 30
-    assert Predictions.WAYS[0] == "clean"
 
 
 def test_as_many_rows_are_read_as_hold_the_tokens_that_were_asked_for(tmp_path) -> None:

@@ -31,7 +31,7 @@ def told_apart(seed: int = 0, seconds: bool = False) -> tuple:
     y = f @ sae.W_dec
     train = torch.rand(N, generator=random) < 0.7
     names = [f"class {n}" for n in range(int(labels.max()) + 1)]
-    return sae, Pooled(y, f, labels, names, second, ["a", "b"] if seconds else [""], train)
+    return sae, Pooled(y, f, labels, names, second, train)
 
 
 def test_the_regression_is_the_minimum_of_its_loss() -> None:

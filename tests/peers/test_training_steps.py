@@ -130,9 +130,10 @@ def test_a_step_has_the_loss_and_the_gradients_that_the_peer_has(theirs, name) -
     loss.backward()
     found = theirs[name]
     assert differ(loss, found["loss"]) < SAME
-    for parameter_name, parameter in sae.named_parameters():
-        if parameter_name in found:
-            assert differ(parameter.grad, found[parameter_name]) < SAME, parameter_name
+    gradients = dict(sae.named_parameters())
+    assert gradients.keys() <= found.keys()
+    for parameter_name, parameter in gradients.items():
+        assert differ(parameter.grad, found[parameter_name]) < SAME, parameter_name
 
 
 def differ(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from mistudio.models import ActivationCache, Team
 
 
 class Command(ArtifactCommand):
-    help = "Train a sparse autoencoder on the activations of one site."
+    help = "Train sparse autoencoders on the activations of a model's sites."
     form_class = TrainingForm
     positional = ("tokenization",)
     own = ("caches",)
