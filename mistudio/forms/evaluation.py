@@ -1,15 +1,16 @@
 from typing import Any
 
-from mistudio.forms.scan import ScanForm
+from mistudio.forms.scan import TOKENS, ScanForm
 from mistudio.models import Dataset, Evaluation
 from mistudio.models.evaluation import Split
 
-TOKENS = 200_000
 COLUMNS = ("text_column", "label_column", "second_label_column")
 
 
 class EvaluationForm(ScanForm):
     """As a scan it reads tokens of the model of its SAE; beside that, labelled texts."""
+
+    EMPTY = "holds no such tokens. Choose the part that was trained on, or tokenize again with a larger held-out part."
 
     class Meta:
         model = Evaluation
@@ -77,18 +78,10 @@ class EvaluationForm(ScanForm):
             if data.get(name) and data[name] not in known:
                 self.add_error(name, f"There is no column “{data[name]}”. {there_are}")
 
-    def _settle_tokens(self, data: dict[str, Any], there_are: int) -> None:
-        """As many as are in the chosen part."""
+    def there_are(self, data: dict[str, Any]) -> int:
         if data.get("split") == Split.TRAIN:
-            there_are = data["tokenization"].n_tokens or 0
-        wanted = data.get("n_tokens")
-        if not there_are:
-            more = "Choose the part that was trained on, or tokenize again with a larger held-out part."
-            self.add_error("tokenization", f"“{data['tokenization'].name}” holds no such tokens. {more}")
-        elif wanted is not None and wanted < 1:
-            self.add_error("n_tokens", f"Give 1 to {there_are:,} tokens: so many are there.")
-        elif "n_tokens" not in self.errors:
-            data["n_tokens"] = min(wanted or TOKENS, there_are)
+            return data["tokenization"].n_tokens or 0
+        return super().there_are(data)
 
     def suggested_name(self) -> str:
         return super().suggested_name().removesuffix("-scan") + "-evaluation"

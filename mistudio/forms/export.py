@@ -2,7 +2,7 @@ from typing import Any
 
 from jobs.ml.formats import FORMATS
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.forms.sources import HUB_ID
+from mistudio.forms.sources import is_hub_id
 from mistudio.models import Export, Sae
 from mistudio.models.export import CHOICES
 
@@ -36,7 +36,7 @@ class ExportForm(ArtifactForm):
 
     def clean_repository(self) -> str:
         text: str = self.cleaned_data["repository"].strip()
-        if text and (not HUB_ID.fullmatch(text) or "/" not in text or ".." in text or "--" in text):
+        if text and not (is_hub_id(text) and "/" in text):
             self.add_error("repository", f"“{text}” is no id of the hub. An id is owner/name.")
         return text
 

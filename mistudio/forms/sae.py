@@ -14,8 +14,9 @@ from jobs.ml.formats import look
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.several import names_of
 from mistudio.forms.sources import clean_source
+from mistudio.forms.upload import received
 from mistudio.models import LanguageModel, Sae, Team, Upload, User
-from mistudio.models.upload import CHUNK, HEAD, Refused, hand_over
+from mistudio.models.upload import Refused, hand_over
 
 
 class SaeForm(ArtifactForm):
@@ -149,14 +150,11 @@ class UploadedSaeForm(SaeForm):
 
     def __init__(self, *args: Any, team: Team, owner: User | None, too_large: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, team=team, owner=owner, **kwargs)
-        self.too_large, self.received = too_large, None
+        self.too_large = too_large
         self.fields["source"].required = False
         self.fields["file"].widget.attrs["accept"] = ",".join(ARCHIVES)
-        mine = [upload for upload in self.mine if upload.whole and upload.name.lower().endswith(ARCHIVES)]
-        choices = [("", "None"), *((str(upload.pk), upload.name) for upload in mine)]
-        self.fields["upload"] = forms.ChoiceField(choices=choices, required=False, label="Or one that was uploaded")
-        if not mine:
-            del self.fields["upload"]
+        if self.archives:
+            self.fields["upload"] = self.upload_field()
 
     @cached_property
     def mine(self) -> list[Upload]:
@@ -174,13 +172,25 @@ class UploadedSaeForm(SaeForm):
         if not file.name.lower().endswith(ARCHIVES):
             raise forms.ValidationError(f"{file.name} is no archive. Send a zip or tar file of the SAE's folder.")
         try:
-            upload = Upload.begin(self.team, self.owner, file.name, file.size, file.read(HEAD))
-            file.seek(0)
-            for chunk in file.chunks(CHUNK):
-                upload.append(upload.received, chunk)
+            upload = received(self.team, self.owner, file)
         except Refused as refused:
             raise forms.ValidationError(str(refused)) from refused
+        self.offer(upload)
         return upload
+
+    def offer(self, upload: Upload) -> None:
+        """What came with the form is chosen when the form comes back."""
+        self.mine.append(upload)
+        self.fields["upload"] = self.upload_field()
+        self.data = {**{name: self.data.get(name) for name in self.data}, "upload": str(upload.pk)}
+
+    @property
+    def archives(self) -> list[Upload]:
+        return [upload for upload in self.mine if upload.whole and upload.name.lower().endswith(ARCHIVES)]
+
+    def upload_field(self) -> forms.ChoiceField:
+        choices = [("", "None"), *((str(upload.pk), upload.name) for upload in self.archives)]
+        return forms.ChoiceField(choices=choices, required=False, label="Or one that was uploaded")
 
     def archive(self) -> Upload | None:
         data = self.cleaned_data

@@ -1,11 +1,15 @@
-from typing import Any
+from typing import Any, ClassVar
 
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.models import Sae, Scan
 from mistudio.models.language_model import Precision
 
+TOKENS = 200_000
+
 
 class ScanForm(ArtifactForm):
+    EMPTY: ClassVar[str] = "holds no held-out tokens. Tokenize again with a larger held-out part."
+
     class Meta:
         model = Scan
         fields = ("sae", "tokenization", "n_tokens", "dtype", "name")
@@ -13,7 +17,7 @@ class ScanForm(ArtifactForm):
         help_texts = {
             "tokenization": "Its held-out part is read.",
             "dtype": "Of the language model. Empty: as in the training of the SAE.",
-            "n_tokens": "Frequencies are measured on this many. Empty: 200,000, or all there are.",
+            "n_tokens": f"Frequencies are measured on this many. Empty: {TOKENS:,}, or all there are.",
         }
 
     def __init__(self, *args: Any, sae: Sae | None = None, **kwargs: Any) -> None:
@@ -48,19 +52,21 @@ class ScanForm(ArtifactForm):
                 f"but the SAE reads {sae.language_model.name}.",
             )
         else:
-            self._settle_tokens(data, tokenization.n_held_out_tokens or 0)
+            self._settle_tokens(data)
         return data
 
-    def _settle_tokens(self, data: dict[str, Any], there_are: int) -> None:
+    def there_are(self, data: dict[str, Any]) -> int:
+        """Tokens in the part that is read."""
+        return data["tokenization"].n_held_out_tokens or 0
+
+    def _settle_tokens(self, data: dict[str, Any]) -> None:
+        there_are, wanted = self.there_are(data), data.get("n_tokens")
         if not there_are:
-            more = "Tokenize again with a larger held-out part."
-            self.add_error("tokenization", f"“{data['tokenization'].name}” holds no held-out tokens. {more}")
-        elif data.get("n_tokens") is None and "n_tokens" not in self.errors:
-            data["n_tokens"] = min(200_000, there_are)
-        elif data.get("n_tokens") is not None and data["n_tokens"] < 1:
-            self.add_error("n_tokens", f"Give 1 to {there_are:,} tokens: so many are held out.")
-        if data.get("n_tokens"):
-            data["n_tokens"] = min(data["n_tokens"], there_are)
+            self.add_error("tokenization", f"“{data['tokenization'].name}” {self.EMPTY}")
+        elif wanted is not None and wanted < 1:
+            self.add_error("n_tokens", f"Give 1 to {there_are:,} tokens: so many are there.")
+        elif "n_tokens" not in self.errors:
+            data["n_tokens"] = min(wanted or TOKENS, there_are)
 
     def suggested_name(self) -> str:
         sae: Sae = self.sae or self.cleaned_data["sae"]

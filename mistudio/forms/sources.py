@@ -35,8 +35,12 @@ def clean_source(text: str, noun: str) -> str:
         return outside_own_data(path)
     if looks_like_path:
         raise ValidationError(f"There is no file or folder {text} on the machine that runs miStudio.")
-    if not HUB_ID.fullmatch(text) or ".." in text or "--" in text:
+    if not is_hub_id(text):
         raise ValidationError(
             f"“{text}” is neither a hub id (owner/{noun}) nor a path that exists. A path starts with / or ./"
         )
     return text
+
+
+def is_hub_id(text: str) -> bool:
+    return bool(HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text

@@ -72,18 +72,11 @@ class UploadedDatasetForm(DatasetForm):
                 "ones are sent in parts. Or give a path on the machine that runs miStudio."
             )
         try:
-            return [self.received(file) for file in self.cleaned_data["files"]]
+            for file in self.cleaned_data["files"]:
+                self.chosen.append(received(self.team, self.owner, file))
         except Refused as refused:
             raise forms.ValidationError(str(refused)) from refused
-
-    def received(self, file: UploadedFile) -> Upload:
-        assert self.owner is not None  # a page knows who sends
-        head = file.read(HEAD)
-        upload = Upload.begin(self.team, self.owner, file.name or "", file.size or 0, head)
-        for chunk in file.chunks(CHUNK):
-            upload.append(upload.received, chunk)
-        self.chosen.append(upload)
-        return upload
+        return self.chosen
 
     def clean_uploads(self) -> list[Upload]:
         return [upload for upload in self.mine if str(upload.pk) in self.cleaned_data["uploads"]]
@@ -126,3 +119,13 @@ def distinct(names: Sequence[str]) -> list[str]:
         numbered = (f"{stem}-{n}{dot}{ending}" for n in range(2, len(names) + 2))
         found.append(next(free for free in (name, *numbered) if free not in found))
     return found
+
+
+def received(team: Team, owner: User | None, file: UploadedFile) -> Upload:
+    """What was sent with a form, kept as if it had come in parts. Raises Refused."""
+    assert owner is not None  # a page knows who sends
+    head = file.read(HEAD)
+    upload = Upload.begin(team, owner, file.name or "", file.size or 0, head)
+    for chunk in file.chunks(CHUNK):
+        upload.append(upload.received, chunk)
+    return upload

@@ -139,6 +139,19 @@ def test_the_page_shows_what_is_there_before_anything_is_imported(alice, client_
     assert not Sae.objects.exists()
 
 
+def test_an_archive_that_came_to_be_looked_at_is_chosen_when_the_form_comes_back(
+    alice, client_of, there, model, tmp_path
+):
+    shutil.make_archive(str(tmp_path / "sent"), "zip", there)
+    client, asked = client_of(alice), {"source": "", "language_model": model.pk}
+    file = SimpleUploadedFile("sent.zip", (tmp_path / "sent.zip").read_bytes())
+    page = client.post(reverse("sae_new"), {**asked, "file": file, "preview": "1"})
+    kept = Upload.objects.get()
+    assert "JumpReLU" in page.content.decode() and page.context["form"]["upload"].value() == str(kept.pk)
+    client.post(reverse("sae_new"), {**asked, "upload": str(kept.pk)})
+    assert Sae.objects.get().uploaded == "sent.zip" and Upload.objects.count() == 1
+
+
 def test_an_archive_may_come_with_the_form(alice, client_of, there, model, tmp_path):
     shutil.make_archive(str(tmp_path / "sent"), "zip", there)
     file = SimpleUploadedFile("sent.zip", (tmp_path / "sent.zip").read_bytes())
