@@ -153,8 +153,7 @@ class UploadedSaeForm(SaeForm):
         self.too_large = too_large
         self.fields["source"].required = False
         self.fields["file"].widget.attrs["accept"] = ",".join(ARCHIVES)
-        if self.archives:
-            self.fields["upload"] = self.upload_field()
+        self.fields["upload"] = self.upload_field()
 
     @cached_property
     def mine(self) -> list[Upload]:
