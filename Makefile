@@ -1,5 +1,5 @@
 # One word each. Everything below sets up what it needs in .venv and can be called again at any time.
-.PHONY: demo run test check format bench clean
+.PHONY: demo run test peers check format bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 MANAGE := $(BIN)/python manage.py
@@ -8,7 +8,7 @@ MANAGE := $(BIN)/python manage.py
 	$(PYTHON) -c 'import sys; sys.exit("miStudio needs Python 3.11 or newer; set PYTHON=python3.x") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fast]'
 	@touch $@
 
 .venv/ready-dev: .venv/ready
@@ -26,6 +26,18 @@ run: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(ARGS)
 
+# Other libraries, in an environment of their own: two of what they bring break them on a machine without a GPU.
+.peers/ready:
+	$(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3 \
+	  dictionary-learning==0.1.0
+	.peers/bin/pip uninstall --quiet --yes torchvision triton
+	@touch $@
+
+peers: .venv/ready-dev .peers/ready
+	MISTUDIO_PEERS=$(CURDIR)/.peers/bin/python $(BIN)/python -m pytest --numprocesses 2 -m peers tests/peers $(ARGS)
+
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,4 +53,4 @@ bench: .venv/ready-dev
 	$(BIN)/python -m bench $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .peers .mypy_cache .ruff_cache *.egg-info

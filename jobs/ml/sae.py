@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.ml.config import TrainConfig
-from jobs.ml.support import Codes, Linear, Support
+from jobs.ml.support import Codes, Linear, Support, gather_sum
 
 INITIAL_NORM = 0.1  # of the rows of W_dec and W_enc, as in SAELens
 TINY = 1e-12
@@ -169,8 +169,7 @@ class Sae(nn.Module):
         """x_hat [B, D] of the codes of x [B, D]"""
         counts = torch.bincount(codes.rows, minlength=len(x))
         starts = counts.cumsum(0) - counts
-        bags = F.embedding_bag(codes.latents, self.W_dec, starts, mode="sum", per_sample_weights=codes.values)
-        return bags + self.bypass(x)
+        return gather_sum(self.W_dec, codes.latents, starts, codes.values) + self.bypass(x)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from jobs.ml import compiled
 from jobs.ml.support import Dense, Linear, Sparse, Support
 
 CHUNK = {"cpu": 3 * 2**19, "cuda": 2**29}  # pre-activations held at once
 GROUP = 16  # latents of which a first pass sees only the largest
 SPARSE = 1 / 8  # of all places, at most: else whole matrices are faster
-SAMPLE_ROWS = 256  # that a threshold for the whole batch is guessed on
+SAMPLE_ROWS = 64  # that a threshold for the whole batch is guessed on
 GENEROUS = 1.5  # the guess is such that it lets through this many times as many of the sample as are wanted
 MARGIN = 2**-7  # relative; bfloat16 has 8 bits
 
@@ -32,32 +33,40 @@ def preactivations(x: Tensor, encoder: Linear, dtype: torch.dtype | None) -> Ite
         yield start, torch.addmm(b, part, W.T, out=room[: len(part)])
 
 
-def largest(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of a [B, M], in no order: values and latents [B, k].
+def largest(a: Tensor, k: int) -> Tensor:
+    """The latents [B, k] of the k largest of each row of a [B, M].
 
-    Exact: they are in the k groups with the largest maxima. Groups are strided, so that maxima are taken of whole rows.
+    They are in the k groups with the largest maxima. Groups are strided, so that maxima are taken of whole rows. Of
+    equal groups the first are taken, and of equal places in those: compiled or not, they are the same, ascending.
     """
     B, M = a.shape
     n_groups = M // GROUP
-    if M % GROUP or n_groups < 4 * k or a.device.type != "cpu":
-        top = a.topk(k, dim=1, sorted=False)
-        return top.values, top.indices
-    grouped = a.view(B, GROUP, n_groups)
-    groups = grouped.amax(1).topk(k, dim=1, sorted=False).indices
-    values = grouped.gather(2, groups[:, None, :].expand(-1, GROUP, -1)).view(B, -1)
-    top = values.topk(k, dim=1, sorted=False)
-    layer = torch.div(top.indices, k, rounding_mode="floor")
-    return top.values, layer * n_groups + groups.gather(1, top.indices - layer * k)
+    if M % GROUP or n_groups < 4 * k or a.device.type != "cpu" or a.dtype not in compiled.INTEGERS:
+        return a.topk(k, dim=1, sorted=False).indices
+    if compiled.usable(a):
+        return compiled.largest(a, k)
+    groups = first_largest(a.view(B, GROUP, n_groups).amax(1), torch.arange(n_groups), k)
+    latents = (groups[:, None, :] + n_groups * torch.arange(GROUP)[:, None]).view(B, -1)
+    return first_largest(a.gather(1, latents), latents, k).sort(1).values
+
+
+def first_largest(values: Tensor, numbers: Tensor, k: int) -> Tensor:
+    """The numbers [B, k] of the k largest values [B, n] of each row; of equal values, the smallest numbers."""
+    keys = (compiled.ordered(values).long() << 32) + (2**32 - 1 - numbers)
+    return 2**32 - 1 - (keys.topk(k, dim=1, sorted=False).values & 2**32 - 1)
 
 
 @torch.no_grad()
 def largest_of_rows(x: Tensor, encoder: Linear, k: int, dtype: torch.dtype | None, *, signed: bool = False) -> Sparse:
     """The k largest pre-activations of each row; signed: the k farthest from zero. With their values where those are
     exact."""
-    chosen = [largest(a.abs_() if signed else a, k) for _, a in preactivations(x, encoder, dtype)]
     exact = dtype is None and not signed
-    values = torch.cat([values for values, _ in chosen]) if exact else None
-    return Sparse.of_rows(torch.cat([latents for _, latents in chosen]), len(encoder.W), values)
+    latents, values = [], []
+    for _, a in preactivations(x, encoder, dtype):
+        latents.append(largest(a.abs_() if signed else a, k))
+        if exact:
+            values.append(a.gather(1, latents[-1]))
+    return Sparse.of_rows(torch.cat(latents), len(encoder.W), torch.cat(values) if exact else None)
 
 
 @torch.no_grad()
@@ -105,6 +114,10 @@ def first_of(values: Tensor, least: Tensor, n: int) -> Tensor:
 
 def above(a: Tensor, floor: Tensor | float, start: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (from `start` on), latents and values of what is above the floor ([M], or one for all) in a [rows, M]."""
+    floor = torch.as_tensor(floor, dtype=a.dtype, device=a.device) + 0.0  # no -0
+    if compiled.usable(a):
+        rows, latents = compiled.above(a, floor.expand(a.shape[1]))
+        return rows + start, latents, a[rows, latents]
     places = (a > floor).flatten().nonzero().flatten()
     rows = torch.div(places, a.shape[1], rounding_mode="floor")
     return rows + start, places - rows * a.shape[1], a.flatten()[places]
@@ -115,7 +128,7 @@ def above_floor(x: Tensor, encoder: Linear, floor: Tensor | float, dtype: torch.
     """All places whose pre-activation is above the floor, and with bfloat16 a few beside; Dense where they are many."""
     if dtype is not None:
         scale = encoder.W.norm(dim=1).mean() * x[:SAMPLE_ROWS].norm(dim=1).mean()
-        floor = floor - MARGIN * scale / encoder.W.shape[1] ** 0.5
+        floor = floor - MARGIN * (scale / encoder.W.shape[1] ** 0.5 + abs(floor))
     limit, found, pairs = SPARSE * len(x) * len(encoder.W), 0, []
     for start, a in preactivations(x, encoder, dtype):
         if start == 0 and (a > floor).float().mean() > SPARSE:

@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 gather_dot = torch.ops.aten._embedding_bag_per_sample_weights_backward
+COLUMNS = 64  # of a table that are gathered together where whole rows of all of it would leave a processor's cache
+CACHED = 2**20  # numbers in a table that stays there
+OFTEN = 8  # times that a row is to be gathered for that to pay
 
 
 class Codes(NamedTuple):
@@ -133,11 +136,23 @@ class Sparse:
     def sum_rows(self, weights: Tensor, vectors: Tensor) -> Tensor:
         """S^T V [M, D] for S with `weights` [n] at the places and V [B, D]."""
         places, rows, first = self.by_latent
-        return F.embedding_bag(rows, vectors, first, mode="sum", per_sample_weights=weights[places])
+        return gather_sum(vectors, rows, first, weights[places])
 
     def dot_rows(self, vectors: Tensor, table: Tensor) -> Tensor:
         """[n]: the products of V [B, D] with the routed rows of a table [M, D]."""
         return gather_dot(vectors.contiguous(), table, self.latents, self.starts, self.rows, 0)
+
+
+def gather_sum(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """[S, D]: the rows [n] of a table [N, D], weighted [n], summed from each of the starts [S] to the next."""
+    often = len(rows) >= OFTEN * len(table) and table.numel() > CACHED
+    if table.device.type != "cpu" or not often:
+        return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+    parts = [
+        F.embedding_bag(rows, columns, starts, mode="sum", per_sample_weights=weights)
+        for columns in table.split(COLUMNS, dim=1)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 class Dense:
@@ -201,7 +216,7 @@ class Decode(Function):
     def forward(ctx: Any, f: Tensor, W: Tensor, support: Sparse) -> Tensor:
         ctx.save_for_backward(f, W)
         ctx.support = support
-        return F.embedding_bag(support.latents, W, support.starts, mode="sum", per_sample_weights=f)
+        return gather_sum(W, support.latents, support.starts, f)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -16,7 +16,7 @@ from jobs.ml.config import TrainConfig
 from jobs.ml.revival import revive
 from jobs.ml.sae import Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
-from jobs.ml.selection import largest, largest_of_batch
+from jobs.ml.selection import largest_of_batch
 from jobs.ml.support import Dense, Linear, Sparse
 
 B, D, M, K = 64, 12, 40, 5
@@ -396,24 +396,6 @@ def test_the_table_names_options_that_exist_with_presets_that_are_allowed(name) 
 
 
 # ---- choosing
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    rows=st.integers(1, 30),
-    groups=st.integers(1, 40),
-    k=st.integers(1, 10),
-    seed=st.integers(0, 99),
-    coarse=st.booleans(),
-)
-def test_the_largest_of_each_row_are_found_in_two_steps(rows, groups, k, seed, coarse) -> None:
-    torch.manual_seed(seed)
-    a = torch.randn(rows, 16 * groups)
-    a = (a * 4).round() / 4 if coarse else a  # with ties
-    values, latents = largest(a, k)
-    assert torch.equal(values.sort(dim=1).values, a.topk(k, dim=1).values.sort(dim=1).values)
-    assert torch.equal(a.gather(1, latents), values)
-    assert all(len(set(row)) == k for row in latents.tolist())
 
 
 @settings(deadline=None, max_examples=50)
