@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
-from jobs.ml.sites import Site, UnknownSite, capture_all, resolve
+from jobs.ml.sites import Site, UnknownSite, capture_all, capture_in_pass, resolve
 
 
 class Place(NamedTuple):
@@ -25,7 +25,14 @@ class Place(NamedTuple):
 
     def capture(self, model: PreTrainedModel, read: Batch) -> tuple[Tensor, Tensor]:
         """Inputs [B, T, D] and targets [B, T, D_out]"""
-        found = capture_all(model, [*self.reads, *self.writes], read.ids, read.attention)
+        return self.sides(capture_all(model, [*self.reads, *self.writes], read.ids, read.attention))
+
+    def capture_with_logits(self, model: PreTrainedModel, read: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the logits [B, T, V] of that pass."""
+        found, output = capture_in_pass(model, [*self.reads, *self.writes], read.ids, read.attention)
+        return *self.sides(found), output.logits
+
+    def sides(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = (torch.cat([found[site.name] for site in side], dim=-1) for side in (self.reads, self.writes))
         return x, y
 

@@ -15,7 +15,6 @@ from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
 from jobs.ml.sites import replaced
 
-WAYS = ("clean", "sae", "zero")
 FORMULAS = (
     Formula("ce_clean", 1, lambda s: ratio(s["ce_clean"], s["n"])),
     Formula("ce_sae", 1, lambda s: ratio(s["ce_sae"], s["n"])),
@@ -36,7 +35,7 @@ class Predictions:
 
     def __init__(self, model: PreTrainedModel, sae: Sae, place: Place) -> None:
         self.model, self.sae, self.place = model, sae, place
-        self.sums = UnitSums([*(f"ce_{way}" for way in WAYS), *(f"kl_{way}" for way in WAYS[1:])], 0, model.device)
+        self.sums = UnitSums(("ce_clean", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), 0, model.device)
 
     def add(self, read: Batch, units: Tensor) -> None:
         """units int64 [B, T], of the tokens. Where a token is skipped the tensor is not touched and nothing is
@@ -45,22 +44,22 @@ class Predictions:
         if read.attention is not None:
             counted &= read.attention[:, 1:].bool()
         targets = read.ids[:, 1:][counted]
-        clean: Tensor | None = None
-        x, y = self.place.capture(self.model, read)
-        ways: dict[str, Tensor | None] = {"clean": None, "sae": self.rebuild(x, y), "zero": torch.zeros_like(y)}
-        found: dict[str, Tensor] = {}
-        for way, new in ways.items():
-            logits = self.logits(read, new)
-            log_p = F.log_softmax(logits[:, :-1][counted].float(), dim=-1)
-            found[f"ce_{way}"] = F.nll_loss(log_p, targets, reduction="none")
-            if clean is None:  # KL(clean || new) = sum p log p - sum p log q
-                clean = log_p.exp()
-                certainty = torch.linalg.vecdot(clean, log_p)
-            else:
-                found[f"kl_{way}"] = certainty - torch.linalg.vecdot(clean, log_p)
+
+        def log_p(logits: Tensor) -> Tensor:
+            return F.log_softmax(logits[:, :-1][counted].float(), dim=-1)
+
+        x, y, logits = self.place.capture_with_logits(self.model, read)
+        clean = log_p(logits)
+        p = clean.exp()
+        certainty = torch.linalg.vecdot(p, clean)
+        found = {"ce_clean": F.nll_loss(clean, targets, reduction="none")}
+        for way, new in (("sae", self.rebuild(x, y)), ("zero", torch.zeros_like(y))):
+            changed = log_p(self.logits(read, new))
+            found[f"ce_{way}"] = F.nll_loss(changed, targets, reduction="none")
+            found[f"kl_{way}"] = certainty - torch.linalg.vecdot(p, changed)  # sum p log p - sum p log q
         self.sums.add(units[:, :-1][counted], found)
 
-    def logits(self, read: Batch, new: Tensor | None) -> Tensor:
+    def logits(self, read: Batch, new: Tensor) -> Tensor:
         """[B, T, V], with new [B, T, D_out] in the place of the sites written."""
 
         def put(part: Tensor, tensor: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class Predictions:
             return torch.where(skipped, flat, part.reshape(flat.shape)).view_as(tensor)
 
         with ExitStack() as edits:
-            for site, part in self.place.split(new) if new is not None else ():
+            for site, part in self.place.split(new):
                 edits.enter_context(replaced(self.model, site, partial(put, part)))
             return self.model(input_ids=read.ids, attention_mask=read.attention).logits
 

@@ -177,7 +177,6 @@ def capture(model: nn.Module, site: Site | str, input_ids: Tensor, attention_mas
     return tensor
 
 
-@torch.no_grad()
 def capture_all(
     model: nn.Module, sites: Sequence[Site | str], input_ids: Tensor, attention_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
@@ -185,17 +184,31 @@ def capture_all(
 
     Raises UnknownSite where the pass does not come by one of them.
     """
+    return capture_in_pass(model, sites, input_ids, attention_mask, to_end=False)[0]
+
+
+@torch.no_grad()
+def capture_in_pass(
+    model: nn.Module,
+    sites: Sequence[Site | str],
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    to_end: bool = True,
+) -> tuple[dict[str, Tensor], Any]:
+    """The same, and what the model puts out: None where the pass does not go on to its end."""
     wanted = {site.name: site for site in (resolve(model, s) if isinstance(s, str) else s for s in sites)}
     copied = OVERWRITTEN.setdefault(model, set())
     found: dict[str, Tensor] = {}
     versions: dict[str, int] = {}
+    output: Any = None
 
     def keep(site: Site, whole: Tensor) -> Tensor:
         if site.name not in found:
             tensor = site.of(whole.clone() if site.name in copied else whole)
             found[site.name] = tensor.view(*input_ids.shape, site.width)
             versions[site.name] = tensor._version
-        if len(found) == len(wanted):
+        if len(found) == len(wanted) and not to_end:
             raise _Complete
         return whole
 
@@ -203,13 +216,13 @@ def capture_all(
         for site in wanted.values():
             hooks.enter_context(hooked(model, site, partial(keep, site)))
         with suppress(_Complete):
-            model(input_ids=input_ids, attention_mask=attention_mask)
+            output = model(input_ids=input_ids, attention_mask=attention_mask)
     if missed := wanted.keys() - found.keys():
         raise UnknownSite(f"the forward pass of {type(model).__name__} did not come by {', '.join(sorted(missed))}")
     if changed := {name for name, tensor in found.items() if tensor._version != versions[name]}:
         copied |= changed
-        return capture_all(model, list(wanted.values()), input_ids, attention_mask)
-    return {name: found[name] for name in wanted}
+        return capture_in_pass(model, list(wanted.values()), input_ids, attention_mask, to_end=to_end)
+    return {name: found[name] for name in wanted}, output
 
 
 @contextmanager
