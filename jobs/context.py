@@ -103,6 +103,21 @@ class Context:
             if self.snapshot.percent - before > 1 and len(self.pace.points) < 3:
                 self.overall.reset(self.clock(), self.snapshot.percent)
 
+    def reach(self, done: float) -> None:
+        """Stand there, and leave where that is wished for: see `check`."""
+        self.at(done)
+        self.check()
+
+    def reaching(self, stage: str, unit: str = "") -> Callable[[float, float], None]:
+        """What is told how much of how much is done: it enters the stage when it is told so for the first time."""
+
+        def reached(done: float, total: float) -> None:
+            if self.snapshot.stage != stage:
+                self.stage(stage, total, unit)
+            self.reach(done)
+
+        return reached
+
     def _place(self, done: float) -> None:
         self.moved = True
         self.pace.add(self.clock(), done)

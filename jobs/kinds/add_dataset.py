@@ -98,8 +98,7 @@ def open_source(params: Params, ctx: Context) -> "LocalDocuments | HubDocuments"
 
 def begun_at(folder: Path, params: Params) -> str:
     """The commit that an earlier attempt at the same thing began with: a branch may have moved since."""
-    from jobs.ml.store import read_json
+    from jobs.ml.store import read_json_if_there
 
-    path = folder / PROGRESS
-    plan = read_json(path)["plan"] if path.exists() else {}
+    plan = read_json_if_there(folder / PROGRESS).get("plan", {})
     return plan["commit"] if plan.get("params") == asdict(params) else ""

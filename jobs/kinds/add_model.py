@@ -184,27 +184,25 @@ def choose(names: list[str], source: str) -> list[str]:
 
 def begun_at(folder: Path, params: Params) -> str:
     """The commit that an earlier attempt at the same thing began to fetch: a branch may have moved since."""
-    from jobs.ml.store import read_json
+    from jobs.ml.store import read_json_if_there
 
-    path = folder / ORIGIN
-    begun = read_json(path) if path.exists() else {}
+    begun = read_json_if_there(folder / ORIGIN)
     return begun["commit"] if begun.get("params") == asdict(params) else ""
 
 
 def keep_what_belongs(folder: Path, origin: dict[str, Any]) -> None:
     """Removes files of another origin, left by an attempt with other parameters or from a changed source."""
     from jobs.ml import model_files
-    from jobs.ml.store import read_json, write_json
+    from jobs.ml.store import read_json_if_there, write_json
 
-    path = folder / ORIGIN
     for stale in folder.glob(".*.tmp"):  # of an attempt that was killed
         stale.unlink()
-    if path.exists() and read_json(path) == origin:
+    if read_json_if_there(folder / ORIGIN) == origin:
         return
     for stale in folder.iterdir():
         if stale.name in MADE or stale.name.startswith(".") or model_files.is_taken(stale.name):
             stale.unlink()
-    write_json(path, origin)
+    write_json(folder / ORIGIN, origin)
 
 
 def weight_bytes(folder: Path) -> int:

@@ -66,17 +66,6 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.stage("verify", total=1)
     meter, source = Meter(), Source(params, shards.context_length, ctx)
     dtype, rows = source.settle()
-
-    def on_progress(done: int, total: int) -> None:
-        if ctx.snapshot.stage != "read":
-            ctx.stage("read", total=total, unit="tokens")
-        ctx.at(done)
-        ctx.check()
-
-    def on_verify(share: float) -> None:
-        ctx.at(share)
-        ctx.check()
-
     manifest, written, seconds = write_cache(
         source.load,
         list(params.sites),
@@ -88,8 +77,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         skip_special=params.skip_special,
         model_batch=rows,
         model_identity=params.model_identity,
-        on_progress=on_progress,
-        on_verify=on_verify,
+        on_progress=ctx.reaching("read", "tokens"),
+        on_verify=ctx.reach,
         on_damage=lambda names: ctx.log(f"missing or changed, computed again: {', '.join(names)}"),
     )
     rows = manifest["plan"]["model_batch"]

@@ -47,12 +47,11 @@ class Progress:
 
     def __init__(self, params: Any, source: "Source") -> None:
         from jobs.ml.documents import shards
-        from jobs.ml.store import fingerprint, read_json
+        from jobs.ml.store import fingerprint, read_json_if_there
 
         self.folder = Path(params.folder)
         self.plan = {"params": asdict(params), "commit": source.commit, "mark": fingerprint(source.mark)}
-        path = self.folder / PROGRESS
-        begun = read_json(path) if path.exists() else {}
+        begun = read_json_if_there(self.folder / PROGRESS)
         if begun.get("plan") != self.plan:
             begun = {"plan": self.plan, "shards": 0, "documents": 0, "state": None}
         self.shards, self.documents, self.state = begun["shards"], begun["documents"], begun["state"]
@@ -141,8 +140,7 @@ def write(
     full = False
     for n, group in enumerate(source.groups(begun.state)):
         if n % CHECKED_EVERY == 0 or (group and len(group[0]) > LONG):
-            ctx.at(source.position())
-            ctx.check()
+            ctx.reach(source.position())
         if to_skip:
             to_skip -= len(group)
             group = []

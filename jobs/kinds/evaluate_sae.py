@@ -1,6 +1,5 @@
 """Measure an SAE on tokens, and on labelled texts where some are given: every figure with its interval."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
             reading.at(done * shards.context_length)
         measuring(done, total)
 
-    measuring = stage(ctx, "measure", "sequences")
+    measuring = ctx.reaching("measure", "sequences")
     whole.part("measured", lambda: whole.reconstruction(params.tokens, params.skip_special, read))
     meter.run(rows, shards.context_length, reading.tokens, reading.seconds)
     if params.labelled:
@@ -111,7 +110,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     else:
         whole.found["not_measured"]["labels"] = NO_LABELS
     if params.absorption:
-        spelled = stage(ctx, "letters", "words")
+        spelled = ctx.reaching("letters", "words")
         whole.part("letters", lambda: whole.letters(params.model_folder, spelled))
     else:
         whole.found["not_measured"]["absorption"] = "it was not asked for"
@@ -122,22 +121,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     return result
 
 
-def stage(ctx: Context, name: str, unit: str) -> Callable[[int, int], None]:
-    """Enters the stage with its first progress, and leaves where that is wished for."""
-
-    def on_progress(done: int, total: int) -> None:
-        if ctx.snapshot.stage != name:
-            ctx.stage(name, total=total, unit=unit)
-        ctx.at(done)
-        ctx.check()
-
-    return on_progress
-
-
 def label(whole: "Evaluation", params: Params, ctx: Context) -> None:
     from jobs.ml.errors import Unusable
 
-    told = stage(ctx, "labels", "texts")
+    told = ctx.reaching("labels", "texts")
     try:
         whole.part(
             "labels",
@@ -184,7 +171,7 @@ def begin(params: Params) -> dict[str, Any] | None:
     manifest = store.read_manifest(folder)
     if manifest and manifest["plan"] == plan:
         return store.read_json(folder / FIGURES)
-    if not (folder / PLAN).is_file() or store.read_json(folder / PLAN) != plan:
+    if store.read_json_if_there(folder / PLAN) != plan:
         store.remove(folder)
         store.write_json(folder / PLAN, plan)
     return None
@@ -192,10 +179,9 @@ def begin(params: Params) -> dict[str, Any] | None:
 
 def begun(params: Params) -> dict[str, Any]:
     """What an earlier attempt settled of what was left open."""
-    from jobs.ml import store
+    from jobs.ml.store import read_json_if_there
 
-    path = Path(params.folder) / BEGUN
-    return store.read_json(path) if path.is_file() else {}
+    return read_json_if_there(Path(params.folder) / BEGUN)
 
 
 def load(params: Params, context_length: int, device: str) -> tuple[Any, str, int]:

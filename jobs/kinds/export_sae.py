@@ -74,12 +74,8 @@ def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | 
         from jobs.ml.neuronpedia import LABEL as label
         from jobs.ml.neuronpedia import write_batches
 
-        def on_progress(share: float) -> None:
-            ctx.at(share)
-            ctx.check()
-
         folders = (params.scan_folder, params.tokens_folder, params.sae_folder, params.model_folder)
-        inner = write_batches(room, *map(Path, folders), about=params.about, on_progress=on_progress)
+        inner = write_batches(room, *map(Path, folders), about=params.about, on_progress=ctx.reach)
         return None, inner, label
     from jobs.ml import formats, saelens
     from jobs.ml.formats.certify import certify
@@ -156,8 +152,7 @@ def pack(room: Path, archive: Path, ctx: Context) -> Path:
                 while chunk := reader.read(2**22):
                     writer.write(chunk)
                     done += len(chunk)
-                    ctx.at(done / total)
-                    ctx.check()
+                    ctx.reach(done / total)
     return archive
 
 

@@ -138,7 +138,7 @@ def from_hub(params: Params, room: Path, ctx: Context) -> tuple[str, str, str]:
     from jobs.ml.formats.look import belongs
 
     keep_to_limit(ctx)
-    begun = store.read_json(room / ORIGIN) if (room / ORIGIN).is_file() else {}
+    begun = store.read_json_if_there(room / ORIGIN)
     asked = store.fingerprint(asdict(params))
     revision = begun["commit"] if begun.get("asked") == asked else params.revision
     patience = hub.Patience(ctx.check, ctx.log)

@@ -61,7 +61,7 @@ def origin_of(params: Params, folder: Path, ctx: Context) -> Origin:
 
 def bring(file: dict[str, Any], origin: Origin, folder: Path, ctx: Context) -> None:
     """Raises JobError where the source has other content now: what was made with the old must not meet the new."""
-    from jobs.ml import whole
+    from jobs.ml.store import sha256
 
     name, path, before = file["name"], folder / file["name"], ctx.snapshot.done
     if name not in origin.sizes:
@@ -73,7 +73,7 @@ def bring(file: dict[str, Any], origin: Origin, folder: Path, ctx: Context) -> N
         ctx.check()
 
     origin.bring(name, folder, advance)
-    if whole.sha256(path, advance) != file["sha256"]:
+    if sha256(path, advance) != file["sha256"]:
         path.unlink()
         raise changed(f"{name} is another file there now.")
     ctx.at(before + 2 * file["bytes"])

@@ -71,20 +71,12 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     ctx.log(f"forward passes of {rows} sequences in {dtype}")
     ctx.check()
 
-    def on_progress(done: int, total: int) -> None:
-        if ctx.snapshot.stage != "read":
-            ctx.stage("read", total=total, unit="tokens")
-        ctx.at(done)
+    told, sorting, reading = ctx.reaching("read", "tokens"), ctx.reaching("sort"), Stretch()
+
+    def read(done: int, total: int) -> None:
         reading.at(done)
-        ctx.check()
+        told(done, total)
 
-    def on_sort(share: float) -> None:
-        if ctx.snapshot.stage != "sort":
-            ctx.stage("sort", total=1)
-        ctx.at(share)
-        ctx.check()
-
-    reading = Stretch()
     counts = scan(
         model,
         sae,
@@ -97,8 +89,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         skip_special=params.skip_special,
         model_batch=rows,
         seed=params.seed,
-        on_progress=on_progress,
-        on_sort=on_sort,
+        on_progress=read,
+        on_sort=lambda share: sorting(share, 1),
     )
     meter.run(rows, shards.context_length, reading.tokens, reading.seconds)
     seconds = round(time.monotonic() - started, 1)

@@ -57,7 +57,6 @@ def counter(ctx: Context) -> Callable[[int], None]:
     def advance(n: int) -> None:
         nonlocal done
         done += n
-        ctx.at(done)
-        ctx.check()
+        ctx.reach(done)
 
     return advance

@@ -66,11 +66,6 @@ def tokenize(params: Params, ctx: Context) -> dict[str, Any]:
     if prepare.note:
         ctx.log(prepare.note)
     ctx.stage("tokenize", total=count_documents(params.dataset_folder), unit="documents")
-
-    def on_progress(documents: int, tokens: int) -> None:
-        ctx.at(documents)
-        ctx.check()
-
     return pack(
         partial(read_column, params.dataset_folder, prepare.column),
         tokenizer,
@@ -78,7 +73,7 @@ def tokenize(params: Params, ctx: Context) -> dict[str, Any]:
         prepare=prepare,
         model_context=model.context_length,
         embeddings=model.vocab_size,
-        on_progress=on_progress,
+        on_progress=lambda documents, tokens: ctx.reach(documents),
         **asdict(params.config()),
     )
 

@@ -124,14 +124,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         ctx.log(f"goes on from step {run.step} of {run.config.steps}")
     train(run, params, ctx)
     ctx.stage("evaluate", total=1)
-
-    def on_progress(done: int, total: int) -> None:
-        ctx.at(done / total)
-        ctx.check()
-
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
-    tokens = params.evaluation_tokens
-    result = training.finish(run, params.sae_folders, tokens=tokens, on_progress=on_progress, **names)
+    share, tokens = lambda done, total: ctx.reach(done / total), params.evaluation_tokens
+    result = training.finish(run, params.sae_folders, tokens=tokens, on_progress=share, **names)
     if not params.caches:  # else the model was run to evaluate alone
         meter.run(run.stream.model_batch, run.stream.shards.context_length, run.tokens, run.seconds)
     result["measured"] = meter.report(run.stream.model)
@@ -145,8 +140,7 @@ def read(params: Params, name: str) -> dict[str, Any]:
     its way to say so."""
     from jobs.ml import store
 
-    path = Path(params.folder) / name
-    return store.read_json(path) if path.is_file() else {}
+    return store.read_json_if_there(Path(params.folder) / name)
 
 
 def train(run: "Run[Any]", params: Params, ctx: Context) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from jobs.ml.bootstrap import RESAMPLES, Formula, UnitSums, ratio
+from jobs.ml.bootstrap import RESAMPLES, Formula, UnitSums, figure, ratio
 from jobs.ml.framing import framing
 from jobs.ml.language_model import is_causal
 from jobs.ml.logistic import Probe, fit
@@ -122,9 +122,8 @@ def of_words(
             continue
         fractions, full = absorbed(W_dec, y[tested], f[tested], probe, standing_for(f, letters == letter, train))
         sums.add(tested, {"fraction": fractions, "full": full})
-    figures = sums.figures(FORMULAS, resamples)
-    spelled = {"value": accuracy, "low": None, "high": None, "n": int((~train).sum()), "formula": "spelling_accuracy/1"}
-    return {**figures, "spelling_accuracy": spelled}, ""
+    spelled = figure(accuracy, int((~train).sum()), "spelling_accuracy/1")
+    return {**sums.figures(FORMULAS, resamples), "spelling_accuracy": spelled}, ""
 
 
 def standing_for(f: Tensor, truth: Tensor, train: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def take_up(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 def plan_of(folder: Path) -> dict[str, Any]:
     """What the cache in the folder holds and how it is made, be it finished or not; empty where there is none."""
-    return store.read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+    return store.read_json_if_there(folder / PLAN)
 
 
 def verified(

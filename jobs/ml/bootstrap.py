@@ -25,6 +25,10 @@ class Formula(NamedTuple):
     version: int
     of: Callable[[Sums], np.ndarray]
 
+    @property
+    def told(self) -> str:
+        return f"{self.name}/{self.version}"
+
 
 class UnitSums:
     """Sums over the tokens of each unit; of `names`, and of a vector with so many dimensions."""
@@ -77,7 +81,7 @@ class UnitSums:
             values = np.concatenate([formula.of(part) for part in drawn]) if drawn and value is not None else ()
             sure = len(values) > 0 and np.isfinite(values).all()
             low, high = (float(end) for end in np.percentile(values, ENDS)) if sure else (None, None)
-            found[formula.name] = figure(value, self.n, formula, low, high)
+            found[formula.name] = figure(value, self.n, formula.told, low, high)
         return found
 
     def named(self, totals: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,9 +105,10 @@ def draws(units: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def figure(
-    value: float | None, n: int, formula: Formula, low: float | None = None, high: float | None = None
+    value: float | None, n: int, formula: str, low: float | None = None, high: float | None = None
 ) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "n": n, "formula": f"{formula.name}/{formula.version}"}
+    """formula: name/version"""
+    return {"value": value, "low": low, "high": high, "n": n, "formula": formula}
 
 
 def number(value: Any) -> float | None:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jobs.ml.blocks import UnsupportedModel, find_blocks
+from jobs.ml.bootstrap import figure, number
 from jobs.ml.language_model import is_causal
 from jobs.ml.sae import Sae
 from jobs.ml.sites import Site
 
 CHUNK = 2**25  # numbers held at once
+SIMILAR = "decoder_similarity/1"  # weights alone: not a figure of tokens
 ALIKE = 0.9  # a cosine from which two decoder rows are taken for one direction
 
 
@@ -36,10 +38,9 @@ def similarity(sae: Sae) -> dict[str, Any]:
     """How near each latent's decoder row is to the nearest other one, as figures: the mean of the cosines, and the
     share above ALIKE. Exact, so without an interval; n counts latents."""
     nearest = neighbours(sae, 1)[1].flatten()
-    known = {"low": None, "high": None, "n": len(nearest), "formula": "decoder_similarity/1"}
     found = nearest.double()
     values = {"nearest_decoder_cosine": found.mean(), "share_of_near_duplicates": (found > ALIKE).double().mean()}
-    return {name: {"value": float(value) if len(nearest) else None, **known} for name, value in values.items()}
+    return {name: figure(number(float(value)), len(nearest), SIMILAR) for name, value in values.items()}
 
 
 @torch.no_grad()

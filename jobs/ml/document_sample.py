@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ml.document_rows import DocumentRows
-from jobs.ml.store import installed, read_json, write_json
+from jobs.ml.store import installed, read_json_if_there, write_json
 
 SAMPLE, PLACES = 1000, 25  # documents, taken in a row at so many places
 READ = 1000  # characters of a document by which its language is told
@@ -17,7 +17,7 @@ def sample(folder: Path) -> dict[str, Any]:
     """Measured once and kept beside the documents. Raises FileNotFoundError where there are none."""
     path, documents = folder / NAME, len(DocumentRows(folder))
     measured_by = {"of": documents, "by": f"py3langid {installed('py3langid')}", "read": READ, "sure": SURE}
-    kept = read_json(path) if path.is_file() else {}
+    kept = read_json_if_there(path)
     if kept.items() >= measured_by.items():
         return kept
     found = {**measure(DocumentRows(folder)), **measured_by}

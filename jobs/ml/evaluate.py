@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from jobs.ml.bootstrap import RESAMPLES
 from jobs.ml.boundaries import Boundaries
-from jobs.ml.directions import similarity
+from jobs.ml.directions import SIMILAR, similarity
 from jobs.ml.language_model import is_causal
 from jobs.ml.place import find_place
 from jobs.ml.predictions import Predictions
@@ -22,7 +22,6 @@ from jobs.ml.sae import Sae
 from jobs.ml.sequences import batches, covering
 from jobs.ml.tokens import TokenShards
 
-SIMILAR = "decoder_similarity/1"  # weights alone: not a figure of tokens
 LOGIT_BYTES = 2**27  # for one forward pass: fewer sequences at once where the vocabulary is large
 
 

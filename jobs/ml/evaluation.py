@@ -12,7 +12,7 @@ from jobs.ml.absorption import absorption
 from jobs.ml.evaluate import measure
 from jobs.ml.labelled import Labelled
 from jobs.ml.place import find_place
-from jobs.ml.pooled import pool
+from jobs.ml.pooled import LENGTH, pool
 from jobs.ml.probing import scr, sparse_probing, tpp
 from jobs.ml.sae import Sae
 from jobs.ml.tokenizer import load_tokenizer
@@ -58,11 +58,11 @@ class Evaluation:
         self, model_folder: Path | str, texts: Sequence[Labelled], seconds: bool, on_progress: Progress
     ) -> dict[str, Any]:
         """Sparse probing, TPP and, where there are second labels, SCR."""
-        tokenizer, plan = load_tokenizer(model_folder), store.read_manifest(self.shards.folder)
+        tokenizer, bos = load_tokenizer(model_folder), self.shards.bos
         place = find_place(self.model, self.sae, self.reads, self.writes)
         pooled = pool(
-            self.model, self.sae, place, tokenizer, texts, bos=(plan or {})["plan"].get("bos", "present"),
-            length=min(128, self.shards.context_length), model_batch=self.model_batch, on_progress=on_progress,
+            self.model, self.sae, place, tokenizer, texts, bos=bos, length=min(LENGTH, self.shards.context_length),
+            model_batch=self.model_batch, on_progress=on_progress,
         )  # fmt: skip
         figures, classes = sparse_probing(pooled)
         figures |= tpp(self.sae, pooled)

@@ -28,7 +28,7 @@ def plan_of(folder: Path) -> dict[str, Any]:
     manifest = store.read_manifest(folder)
     if manifest is not None:
         return manifest["plan"]
-    return store.read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
+    return store.read_json_if_there(folder / PLAN)
 
 
 @dataclass(frozen=True)

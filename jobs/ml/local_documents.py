@@ -10,10 +10,10 @@ from jobs.ml.encodings import first_unreadable, readings
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.sieve import Sieve, Sieved
 from jobs.ml.source_files import TABLES, find_files
+from jobs.ml.store import sha256
 from jobs.ml.table_files import table_head, table_rows
 from jobs.ml.text_files import OpenFile, SourceFile, reading, text_documents
 from jobs.ml.text_rows import LOOKED_AT, Columns, Row, as_numbers, choose_column, columns_of, csv_rows, json_rows
-from jobs.ml.whole import sha256
 
 MOST_UNREADABLE = 0.01  # of a file's characters; more means another encoding, not damage
 ENOUGH = 2**24  # characters after which a wrong encoding is noticed before the end of a file

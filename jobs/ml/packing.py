@@ -156,8 +156,8 @@ class Packing:
         manifest = store.read_manifest(self.folder)
         if manifest and manifest["plan"] == self.plan:
             return manifest["statistics"]
-        path = self.folder / "state.json"
-        if path.is_file() and (saved := store.read_json(path))["plan"] == self.plan:
+        saved = store.read_json_if_there(self.folder / "state.json")
+        if saved.get("plan") == self.plan:
             carried = store.read_tensors(self.folder / saved["pending"])
             self.pending = {split: [carried[split]] for split in SPLITS}
             self.layout.open, self.layout.cut = carried["open"], saved["cut"]

@@ -1,21 +1,22 @@
-"""Files that are whole or absent: written under a temporary name, fsynced, renamed. Needs numpy only."""
+"""Files that are whole or absent: written under a temporary name, fsynced, renamed. Needs numpy for arrays alone: every
+process that has a database imports this."""
 
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+if TYPE_CHECKING:
+    import numpy as np
 
 VERSIONED = ("mistudio", "torch", "transformers", "numpy")
+CHUNK = 4 * 2**20  # bytes read at once
 
 
 @contextmanager
@@ -70,29 +71,48 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def read_json_if_there(path: Path) -> Any:
+    """Of an object that may not have been written; then it is empty."""
+    return read_json(path) if path.is_file() else {}
+
+
+def write_array(path: Path, array: "np.ndarray") -> None:
+    import numpy as np
+
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, np.ndarray]", metadata: dict[str, str] | None = None) -> None:
     """As safetensors."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
     with replacing(path) as temporary:
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, temporary, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> "dict[str, np.ndarray]":
+    from safetensors.numpy import load_file
+
     return load_file(path)
 
 
-def read_tensor(path: Path, name: str) -> np.ndarray:
+def read_tensor(path: Path, name: str) -> "np.ndarray":
+    from safetensors import safe_open
+
     with safe_open(path, framework="np") as file:
         return file.get_tensor(name)
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, advance: Callable[[int], None] = lambda n: None) -> str:
+    """advance(bytes) is told what was read, and may raise to stop."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
 
 
 def described(path: Path) -> dict[str, Any]:

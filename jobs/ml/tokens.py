@@ -33,6 +33,7 @@ class TokenShards:
         counts = manifest["statistics"][split]
         self.context_length: int = manifest["plan"]["context_length"]
         self.add_bos: bool = manifest["plan"]["add_bos"]
+        self.bos: str = manifest["plan"].get("bos", "present")  # as it was chosen: see TokenConfig
         self.layout: str = manifest["plan"].get("layout", "packed")
         self.stride: int | None = manifest["plan"].get("stride")
         # How many tokens stand before and after the content of a row, and the ids between documents, where it was noted

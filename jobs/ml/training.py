@@ -56,7 +56,7 @@ def begin(
     sites = list(dict.fromkeys(site for member in members for site in (*member.reads, *member.writes)))
     batch_tokens = members[0].config.batch_tokens
     reading: dict[str, Any] = {"batch_tokens": batch_tokens, "seed": seed, "device": device}
-    earlier = store.read_json(begun) if begun.is_file() else {}
+    earlier = store.read_json_if_there(begun)
     if earlier.get("device") != device:
         earlier = {}
     settled: dict[str, Any] = {"device": device, "selection": selection_of(earlier.get("selection", selection), device)}

@@ -1,17 +1,15 @@
 """Whether the files of a model are what they were when it was added. Needs nothing but the standard library."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from jobs.ml.errors import CorruptData
+from jobs.ml.store import read_json_if_there, sha256
 
 DAMAGED = "damaged.json"  # file name → what is wrong with it; there as long as something is
 MADE = "vocabulary.json"  # made from the tokenizer, and needed by every page that shows tokens
-CHUNK = 4 * 2**20
 HINT = "Fetch the model again from its page, or with restore_model: only what is damaged is fetched."
 
 
@@ -53,23 +51,12 @@ def sharing(path: Path) -> list[str]:
     )
 
 
-def sha256(path: Path, advance: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            advance(len(chunk))
-    return digest.hexdigest()
-
-
 def require_whole(folder: Path) -> None:
     """Before a model is used: by what the last verification found, and by the sizes in its manifest. Raises
     CorruptData."""
-    found = read(folder / DAMAGED) or lost(folder, read(folder / "manifest.json").get("files", ()))
+    found = read_json_if_there(folder / DAMAGED) or lost(
+        folder, read_json_if_there(folder / "manifest.json").get("files", ())
+    )
     if found:
         said = ", ".join(f"{name} {wrong}" for name, wrong in found.items())
         raise CorruptData(f"The language model in {folder} is damaged: {said}.", HINT)
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

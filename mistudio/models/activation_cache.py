@@ -1,4 +1,3 @@
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from django.utils import timezone
 from jobs.errors import InvalidInput
 from jobs.ml.cache_layout import cache_bytes
 from jobs.ml.disk import DiskFull, require_space, size
+from jobs.ml.store import read_json_if_there
 from jobs.models import Job, State
 from mistudio.models.artifact import Artifact, InUse
 from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
@@ -116,8 +116,7 @@ class ActivationCache(Artifact):
     @property
     def made_by(self) -> dict[str, Any]:
         """What decides, beside the text, whether activations of two caches are of one kind: as the files say it."""
-        path = self.folder / "manifest.json"
-        plan = json.loads(path.read_text()).get("plan", {}) if path.is_file() else {}
+        plan = read_json_if_there(self.folder / "manifest.json").get("plan", {})
         return {
             "weights of the language model": plan.get("model"),
             "precisions of the language model": plan.get("dtype"),

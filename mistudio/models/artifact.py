@@ -1,4 +1,3 @@
-import json
 import shlex
 import shutil
 import uuid
@@ -14,6 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs.errors import InvalidInput
+from jobs.ml.store import read_json_if_there, sha256
 from jobs.models import Job, State
 from jobs.ownership import Owned
 from jobs.queue import submit
@@ -157,12 +157,10 @@ class Artifact(Owned):
     def expected_files(self) -> dict[str, dict[str, Any]]:
         """Name → bytes and sha256, as the manifest has them; empty without one."""
         manifest = self.result_folder / "manifest.json"
-        return json.loads(manifest.read_text()).get("files", {}) if manifest.exists() else {}
+        return read_json_if_there(manifest).get("files", {})
 
     def damage(self) -> list[str]:
         """What is wrong with the files: missing, or of another size or content. Reads them all."""
-        from jobs.ml.store import sha256  # late: every process loads this model, few need numpy
-
         if not self.ready:
             return ["not finished"]
         expected_files = self.expected_files()

@@ -166,3 +166,17 @@ def test_any_kind_runs_with_nothing_but_a_context(tmp_path):
     ctx = Context(stages=sleepy.STAGES)
     assert sleepy.run(sleepy.Params(steps=4, seconds=0, folder=str(tmp_path)), ctx) == {"steps": 4, "total": 6}
     assert ctx.snapshot.stage == "sleep" and ctx.snapshot.done == 4
+
+
+def test_what_is_told_of_a_stage_enters_it_and_leaves_where_that_is_wished_for(ctx):
+    ctx.stage("read", total=10)
+    told = ctx.reaching("train", "tokens")
+    assert ctx.snapshot.stage == "read", "nothing has been done of it yet"
+    told(50, 200)
+    told(100, 200)
+    assert (ctx.snapshot.stage, ctx.snapshot.total, ctx.snapshot.unit) == ("train", 200, "tokens")
+    assert ctx.snapshot.percent == pytest.approx(50)
+    ctx.wished = "pause"
+    with pytest.raises(Paused):
+        told(150, 200)
+    assert ctx.snapshot.done == 150, "what was done is seen, also where it ends"

@@ -200,6 +200,7 @@ def test_bos_can_be_left_out(tmp_path) -> None:
     quickly(documents(50), tmp_path, bos="never")
     assert BOS not in all_rows(tmp_path, "train")[0]
     assert EOS in all_rows(tmp_path, "train")[0]
+    assert TokenShards(tmp_path).bos == "never"
 
 
 def test_an_encoder_gets_its_cls_and_sep_around_every_sequence(tmp_path) -> None:

@@ -16,6 +16,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path) -> No
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_an_object_that_was_not_written_is_read_as_an_empty_one(tmp_path) -> None:
+    assert store.read_json_if_there(tmp_path / "a.json") == {}
+    store.write_json(tmp_path / "a.json", {"a": 1})
+    assert store.read_json_if_there(tmp_path / "a.json") == {"a": 1}
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path) -> None:
     for name in ("one", "two"):
         with store.replacing(tmp_path / "folder") as temporary:
