@@ -23,13 +23,14 @@ class Gated(Standard):
         self.b_mag = nn.Parameter(torch.zeros(width))
 
     def activate(self, a: Tensor, support: Support) -> Tensor:
-        magnitude = (a - support.at(self.b_enc)) * support.at(self.r_mag.exp()) + support.at(self.b_mag)
-        return torch.where(a > 0, magnitude.relu(), 0.0)
+        scale = self.r_mag.exp()
+        magnitude = torch.addcmul(support.at(self.b_mag - self.b_enc * scale), a, support.at(scale))
+        return torch.where(a > 0, magnitude.relu_(), 0.0)
 
     def terms(self, seen: Seen, moment: Moment) -> list[Term]:
         gate = seen.a.relu()
         by_gate = seen.support.decode(gate, self.W_dec.detach()) + self.bypass(seen.x).detach()
-        l1 = (gate * seen.support.at(self.decoder_norms().detach())).sum() / len(seen.x)
+        l1 = seen.support.per_latent(gate) @ self.decoder_norms().detach() / len(seen.x)
         weight = moment.config.warmed("l1_coefficient", moment.step)
         return [("l1", weight, l1), ("gate", 1.0, squared_error(seen.y, by_gate))]
 

@@ -2,7 +2,8 @@
 latents of Anthropic's Circuits Updates of January 2025, or the quadratic one of Gemma Scope 2, which aims at an L0.
 """
 
-from typing import Any, Unpack
+from collections.abc import Iterator
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from jobs.ml.selection import above_floor
 from jobs.ml.support import Support
 
 TANH_SLOPE = 4.0  # Anthropic's c
+CHUNK = 2**18  # numbers of a gradient computed at once on a CPU
 
 
 class JumpReLU(Sae):
@@ -79,52 +81,62 @@ class JumpReLU(Sae):
 
 class Estimate(Function):
     """Straight-through: the jump is taken for a slope within half a bandwidth of the threshold. It goes to the
-    threshold (Rajamanoharan et al.), and to the pre-activation too where `to_input` says so (Anthropic)."""
+    threshold (Rajamanoharan et al.), and to the pre-activation too where `to_input` says so (Anthropic).
+
+    a [n] with thresholds [n], or [B, M] with thresholds [M]."""
 
     @classmethod
     def forward(cls, ctx: Any, a: Tensor, threshold: Tensor, bandwidth: float, to_input: int) -> Tensor:
         ctx.save_for_backward(a, threshold)
         ctx.bandwidth, ctx.to_input = bandwidth, to_input
-        return torch.where(a > threshold, cls.above(a), 0.0)
+        return cls.value(a, a > threshold)
 
     @classmethod
     def backward(cls, ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         a, threshold = ctx.saved_tensors
-        near = ((a - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
-        slope = g * near * cls.above(threshold)
-        g_a = cls.slope(g, a > threshold)
-        return g_a + slope if ctx.to_input else g_a, -slope, None, None
+        height = cls.value(threshold, torch.ones_like(threshold, dtype=torch.bool)) / ctx.bandwidth
+        g_a = torch.empty_like(a) if cls.slopes or ctx.to_input else None
+        g_threshold = torch.zeros_like(threshold)
+        for rows in parts(a):
+            beyond = a[rows] - threshold
+            on = beyond > 0
+            near = torch.where(beyond.abs_() < ctx.bandwidth / 2, g[rows], 0.0)
+            g_threshold -= near.sum_to_size(threshold.shape)
+            if g_a is not None:
+                own = g_a[rows]
+                torch.mul(g[rows], on, out=own) if cls.slopes else own.zero_()
+                if ctx.to_input:
+                    own.addcmul_(near, height)
+        return g_a, g_threshold * height, None, None
+
+    slopes: ClassVar[bool]  # does its value rise with a, above the threshold?
 
     @staticmethod
-    def above(a: Tensor) -> Tensor:
-        """What it is above the threshold."""
-        raise NotImplementedError
-
-    @staticmethod
-    def slope(g: Tensor, on: Tensor) -> Tensor:
-        """The gradient of that by a."""
+    def value(a: Tensor, on: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class Jump(Estimate):
     """a where it is above the threshold, else 0."""
 
-    @staticmethod
-    def above(a: Tensor) -> Tensor:
-        return a
+    slopes = True
 
     @staticmethod
-    def slope(g: Tensor, on: Tensor) -> Tensor:
-        return g * on
+    def value(a: Tensor, on: Tensor) -> Tensor:
+        return torch.where(on, a, 0.0)
 
 
 class Step(Estimate):
     """1 where a is above the threshold, else 0."""
 
-    @staticmethod
-    def above(a: Tensor) -> Tensor:
-        return torch.ones_like(a)
+    slopes = False
 
     @staticmethod
-    def slope(g: Tensor, on: Tensor) -> Tensor:
-        return torch.zeros_like(g)
+    def value(a: Tensor, on: Tensor) -> Tensor:
+        return on.to(a.dtype)
+
+
+def parts(a: Tensor) -> Iterator[slice]:
+    """Rows of a [B, M] that stay in a processor's cache; of a list of places, and on a GPU, all at once."""
+    size = max(1, CHUNK // a.shape[1]) if a.dim() == 2 and a.device.type == "cpu" else len(a)
+    return (slice(start, start + size) for start in range(0, len(a), size or 1))

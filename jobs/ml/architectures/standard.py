@@ -17,5 +17,5 @@ class Standard(Sae):
         return above_floor(x, self.encoder(), 0.0, dtype)
 
     def terms(self, seen: Seen, moment: Moment) -> list[Term]:
-        l1 = (seen.f * seen.support.at(self.decoder_norms())).sum() / len(seen.x)
+        l1 = seen.support.per_latent(seen.f) @ self.decoder_norms() / len(seen.x)
         return [("l1", moment.config.warmed("l1_coefficient", moment.step), l1)]
