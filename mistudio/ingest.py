@@ -117,15 +117,20 @@ def activation_cache(job: Job, result: dict[str, Any]) -> None:
 
 
 def training(job: Job, result: dict[str, Any]) -> None:
-    """A training that ended, early or not, leaves its SAEs."""
+    """A training that ended, early or not, leaves its SAEs. One that diverged is none: the training says at which step,
+    under `diverged` by its line on the page."""
     row = artifact_of(job.subject)
     if not isinstance(row, Training):
         return
-    row.mark_ready(result={name: value for name, value in result.items() if name != "saes"})
+    shared = {name: value for name, value in result.items() if name != "saes"}
+    diverged = {f"line_{n}": one["diverged"] for n, one in enumerate(result["saes"], 1) if "diverged" in one}
+    row.mark_ready(result={**shared, "diverged": diverged})
     for cache in row.caches.all():
         cache.touch()
     told = differences(row.members)
     for number, (member, measured) in enumerate(zip(row.members, result["saes"], strict=True)):
+        if "diverged" in measured:
+            continue
         name = f"{row.name} {told[number]}".strip().replace(" · ", "-").replace(" + ", "+").replace(" ", "-")
         sae, _ = Sae.objects.get_or_create(
             training=row,

@@ -21,18 +21,22 @@ Row = dict[str, Any]
 
 def side_by_side(row: Training, points: list[tuple[int, dict[str, float]]]) -> list[Row]:
     """Each SAE, in the order of the plan. Once it is ready, its figures are those of held-out tokens, else the newest
-    of the run; how many latents are dead is of the run in both cases."""
+    of the run; how many latents are dead is of the run in both cases. One that diverged, at the step `diverged`, has no
+    figures: nothing is left of what it had."""
     rows = {sae.number: sae for sae in row.saes.all()}
     newest = {name: value for _, values in points for name, value in values.items()}
+    diverged = row.result.get("diverged", {})
     found = []
     for n, (member, said) in enumerate(zip(row.members, differences(row.members), strict=True)):
-        live = {name: newest.get(f"{name}.{n}") for name in LIVE}
+        step = diverged.get(f"line_{n + 1}") if row.ready else newest.get(f"diverged.{n}")
+        live = {name: newest.get(f"{name}.{n}") if step is None else None for name in LIVE}
         live["ev"] = None if live["fvu"] is None else 1 - live["fvu"]
         rebuilds = tuple(member["writes"] or member["reads"])
         sae = rows.get(n)
         ready = sae if sae and sae.ready else None
         shown = {**live, **(measured(ready) if ready else {})}
-        found.append({"number": n, "said": said, "rebuilds": rebuilds, "sae": sae, "ready": ready, **shown})
+        about = {"number": n, "said": said, "rebuilds": rebuilds, "sae": sae, "ready": ready, "diverged": step}
+        found.append({**about, **shown})
     mark_best(found)
     return found
 

@@ -123,6 +123,10 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     if checkpoint.resume(run, folder / "checkpoints"):
         ctx.log(f"goes on from step {run.step} of {run.config.steps}")
     train(run, params, ctx)
+    for n, trainer in enumerate(run.trainers, 1):
+        if trainer.diverged is not None:
+            why = trainer.divergence()
+            ctx.log(f"SAE {n} of {len(run.trainers)}: {why} {why.hint}")
     ctx.stage("evaluate", total=1)
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     share, tokens = lambda done, total: ctx.reach(done / total), params.evaluation_tokens

@@ -20,7 +20,7 @@ COUNTERS = ("silent", "dead", "bad_step")
 
 def save(run: Run[Any], folder: Path | str) -> Path:
     """Adds the folder `step-<number>`, whole or not at all, and removes all but the newest two. Raises
-    Diverged.
+    Diverged where no SAE is left that learns.
     """
     run.check()
     path = Path(folder) / f"step-{run.step:09d}"
@@ -85,6 +85,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def state_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Of an SAE that diverged nothing is worth keeping but that it did."""
+    if trainer.diverged is not None:
+        return {"bad_step": trainer.bad_step}
     tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
     for name, parameter in trainer.sae.named_parameters():
         for moment, value in trainer.optimizer.state[parameter].items():
@@ -94,6 +97,9 @@ def state_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def restore(trainer: Trainer, arrays: dict[str, np.ndarray]) -> None:
     tensors = {name: torch.tensor(array, device=trainer.device) for name, array in arrays.items()}
+    trainer.bad_step = tensors["bad_step"]
+    if trainer.look() is not None:
+        return
     trainer.sae.load_state_dict(
         {name.removeprefix("sae."): value for name, value in tensors.items() if name.startswith("sae.")}
     )

@@ -54,7 +54,7 @@ class Tick:
     steps: int
     tokens: int  # tokens seen
     metrics: Sequence[Mapping[str, float]] = field(default_factory=list)  # one for each SAE; after every
-    # `log_every`th step, and the last, else none
+    # `log_every`th step, and the last, else none. Of an SAE that diverged: at which step, as `diverged`, alone
 
 
 class Trainer:
@@ -75,6 +75,7 @@ class Trainer:
         self.dead = torch.zeros(config.width, dtype=torch.bool, device=device)  # as of the last look
         self.dead_latents = self.dead.nonzero().flatten()
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)  # first one whose loss was not finite
+        self.diverged: int | None = None  # that step, as of the last look: it learns no more
 
     @property
     def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -93,7 +94,10 @@ class Trainer:
         return x, side_by_side(batch, self.member.writes, self.scales[1]) if self.member.writes else x
 
     def update(self, batch: Activations, step: int) -> dict[str, float]:
-        """One optimizer step; metrics where this step is to be logged. Raises Diverged."""
+        """One optimizer step; metrics where this step is to be logged. None is taken once it was seen to diverge."""
+        logged = not (step + 1) % self.config.log_every or step + 1 == self.config.steps
+        if self.diverged is not None:
+            return {"diverged": self.diverged} if logged else {}
         x, y = self.scaled(batch)
         if step % REFRESH == 0:
             self.dead = self.silent >= self.config.dead_window
@@ -108,9 +112,10 @@ class Trainer:
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
         self.bad_step = torch.where(finite, self.bad_step, step)
-        if (step + 1) % self.config.log_every and step + 1 < self.config.steps:
+        if not logged:
             return {}
-        self.check()
+        if (bad := self.look()) is not None:
+            return {"diverged": bad}
         sums |= {"fvu": sums["mse"] * len(x) / squared_deviation(y).clamp_min(TINY), "l0": fired.sum() / len(x)}
         dead = (self.silent >= self.config.dead_window).float().mean()
         return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
@@ -146,24 +151,32 @@ class Trainer:
         fit.parts["aux"] = aux
         return fit.loss + coefficient * y.shape[1] * aux
 
-    def check(self) -> None:
-        """Raises Diverged if a loss up to now was no finite number."""
+    def look(self) -> int | None:
+        """Finds out whether it diverged: that takes a host sync on a GPU."""
         if (bad := int(self.bad_step)) >= 0:
-            raise Diverged(
-                f"the loss stopped being a finite number at step {bad} of {self.config.steps}: the learning "
-                f"rate {self.config.peak_lr:g} is too high for this data, or the activations have extreme values.",
-                "Start again with a lower learning rate.",
-            )
+            self.diverged = bad
+        return self.diverged
+
+    def divergence(self) -> Diverged:
+        """What to say of one that diverged."""
+        return Diverged(
+            f"the loss stopped being a finite number at step {self.diverged} of {self.config.steps}: the learning "
+            f"rate {self.config.peak_lr:g} is too high for this data, or the activations have extreme values.",
+            "Start again with a lower learning rate.",
+        )
 
     def export(self) -> Sae:
-        """The SAE as it is now, folded: it reads unscaled activations and its decoder rows have norm 1."""
-        self.check()
+        """The SAE as it is now, folded: it reads unscaled activations and its decoder rows have norm 1. Raises
+        Diverged."""
+        if self.look() is not None:
+            raise self.divergence()
         return self.sae.folded(*(spread(*side) for side in zip(self.scales, self.widths, strict=True))).eval()
 
 
 class Run(Generic[Source]):
     """SAEs that learn side by side from the same activations: one forward pass and one order of tokens feed them all.
-    Each becomes what it would have become alone on the same stream, to the last bit."""
+    Each becomes what it would have become alone on the same stream, to the last bit, and one that diverges does so
+    alone."""
 
     def __init__(
         self, members: Sequence[Member], stream: Source, device: str = "cpu", *, read_ahead: bool = True
@@ -193,7 +206,7 @@ class Run(Generic[Source]):
         return self.step * self.config.batch_tokens
 
     def run(self) -> Iterator[Tick]:
-        """Raises Diverged, NonFiniteActivations."""
+        """Raises Diverged where no SAE is left that learns, NonFiniteActivations."""
         with ThreadPoolExecutor(1, "read-ahead") as reader:
             while not self.finished:
                 started = time.monotonic()
@@ -208,6 +221,8 @@ class Run(Generic[Source]):
                 metrics = [trainer.update(batch, self.step) for trainer in self.trainers]
                 self.step += 1
                 self.seconds += time.monotonic() - started
+                if metrics[0]:
+                    self.check()
                 yield self.tick(metrics if metrics[0] else ())
 
     def reading(self) -> Iterator[None]:
@@ -227,9 +242,10 @@ class Run(Generic[Source]):
         return Tick(self.step, self.config.steps, self.tokens, metrics)
 
     def check(self) -> None:
-        """Raises Diverged."""
-        for trainer in self.trainers:
-            trainer.check()
+        """Looks which SAEs diverged; raises Diverged, with what the first of them says, if all did."""
+        looks = [trainer.look() for trainer in self.trainers]
+        if None not in looks:
+            raise self.trainers[0].divergence()
 
 
 def side_by_side(batch: Activations, names: Sequence[str], scales: Sequence[float]) -> Tensor:

@@ -91,8 +91,11 @@ def glance(run: Run[Activations], tokens: int) -> list[dict[str, float]]:
     held_out = TokenShards(stream.shards.folder, "held_out")
     if isinstance(stream, CachedActivations) or not held_out.n_sequences or not is_causal(stream.model.config):
         return [{} for _ in run.trainers]
-    found = []
+    found: list[dict[str, float]] = []
     for trainer in run.trainers:
+        if trainer.diverged is not None:
+            found.append({})
+            continue
         member, sae = trainer.member, trainer.export()
         seen = predictions(
             stream.model, sae, member.reads, held_out, writes=member.writes, tokens=tokens,
@@ -111,9 +114,9 @@ def finish(
     **metadata: Any,
 ) -> dict[str, Any]:
     """Exports the folded SAEs, measures each on about `tokens` held-out tokens, and returns the figures of the run,
-    those of its SAEs under `saes`.
+    those of its SAEs under `saes`: of one that diverged, that it did and nothing else.
 
-    Each SAE's folder gets SAELens' two files and a manifest. metadata: see saelens.save_sae.
+    Each other SAE's folder gets SAELens' two files and a manifest. metadata: see saelens.save_sae.
     """
     stream = run.stream
     shared = {
@@ -125,9 +128,15 @@ def finish(
         "dtype": stream.dtype,  # of the language model
         "model_batch": stream.model_batch,
     }
-    results = []
-    for n, (trainer, folder) in enumerate(zip(run.trainers, folders, strict=True)):
-        told = partial(tell_share, on_progress, n, len(run.trainers))
+    run.check()
+    learnt = [trainer for trainer in run.trainers if trainer.diverged is None]
+    results: list[dict[str, Any]] = []
+    for trainer, folder in zip(run.trainers, folders, strict=True):
+        if trainer.diverged is not None:
+            why = trainer.divergence()
+            results.append({"diverged": trainer.diverged, "message": str(why), "hint": why.hint})
+            continue
+        told = partial(tell_share, on_progress, learnt.index(trainer), len(learnt))
         results.append(save(trainer, stream, Path(folder), tokens, told, shared, metadata))
     return {**shared, "saes": results}
 

@@ -14,6 +14,7 @@ from jobs.ml.architectures import ARCHITECTURES, build
 from jobs.ml.architectures.options import OPTIONS
 from jobs.models import Job, Metric, State
 from mistudio.forms.training_plan import STATE_BYTES, n_parameters
+from mistudio.ingest import training as ingest_training
 from mistudio.models import Sae, Tokenization, Training
 from mistudio.views.training import live
 from tests import rows
@@ -250,6 +251,45 @@ def test_the_list_says_how_many_saes_a_training_has_and_how_good_the_best_is(ali
     sweep(alice.team, n=3, ready_at=timezone.now())
     page = client_of(alice).get(reverse("trainings")).content.decode()
     assert re.search(r'data-label="SAEs">3<', page) and re.search(r'data-label="EV">0.990<', page)
+
+
+# ---- SAEs that diverged
+
+
+def test_an_sae_that_diverges_while_others_learn_is_told_at_once_and_has_no_figures(alice, client_of):
+    run = sweep(alice.team, n=3)
+    Metric.objects.create(job=run.job, step=6, values={"diverged.0": 5.0, "fvu.1": 0.3, "fvu.2": 0.4})
+    page = client_of(alice).get(run.get_absolute_url()).content.decode()
+    assert cells(page, "EV") == ["–", "*0.700*", "0.600"] and cells(page, "L0")[0] == cells(page, "Dead")[0] == "–"
+    said = "32 Diverged at step 5 of 32: start again with a lower learning rate."
+    assert said in plain(page) and plain(page).count("Diverged") == 1
+    assert "Best explained variance 0.700 line 2" in plain(page)
+
+
+def test_the_others_of_a_training_become_saes_however_often_its_job_says_so(alice, client_of):
+    run = sweep(alice.team, n=3)
+    made = {"d_in": 16, "fvu": 0.2, "l0": 4.0, "ce_recovered": None, "evaluated_tokens": 900, "metrics": {}}
+    result = {"steps": 32, "tokens": 8192, "saes": [made, {"diverged": 0, "message": "m", "hint": "h"}, made]}
+    for _ in range(2):
+        ingest_training(run.job, result)
+    run = Training.objects.get(pk=run.pk)
+    assert run.ready and run.result == {"steps": 32, "tokens": 8192, "diverged": {"line_2": 0}}
+    assert [(sae.number, sae.width, sae.ready) for sae in run.saes.order_by("number")] == [(0, 32, True), (2, 96, True)]
+    client = client_of(alice)
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert cells(page, "EV") == ["0.800", "–", "0.800"]
+    assert "64 Diverged at step 0 of 32" in plain(page) and plain(page).count("Diverged at") == 1
+    assert "Diverged, line 2 0 " in plain(page), "among the values that the job reported"
+    assert cells(client.get(run.get_absolute_url(), {"sort": "ev"}).content.decode(), "EV")[-1] == "–"
+    assert client.get(reverse("saes")).context["page_obj"].paginator.count == 2
+    assert 'data-label="EV">0.800<' in client.get(reverse("trainings")).content.decode()
+
+
+def test_an_sae_that_diverged_in_an_attempt_and_not_in_the_last_one_did_not_diverge(alice, client_of):
+    run = sweep(alice.team, n=2, ready_at=timezone.now())
+    Metric.objects.create(job=run.job, step=6, values={"diverged.0": 5.0})
+    page = client_of(alice).get(run.get_absolute_url()).content.decode()
+    assert "Diverged" not in page and cells(page, "EV") == ["*0.990*", "0.980"]
 
 
 # ---- the list of SAEs, and the page of one
