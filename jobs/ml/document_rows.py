@@ -2,7 +2,7 @@
 
 import re
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -125,6 +125,19 @@ class DocumentRows:
             if time.monotonic() > until or end - start >= documents:
                 break
         return Found(rows, start, end)
+
+    def last_before(
+        self, wanted: Wanted, number: int, seconds: float = SECONDS, documents: int = DOCUMENTS
+    ) -> tuple[int | None, int]:
+        """(the last match before document `number`, the document from which on was looked). Ends as `search` does."""
+        until, looked = time.monotonic() + seconds, number
+        for group in reversed(self.groups[: bisect_left(self.firsts, number)]):
+            if time.monotonic() > until or number - looked >= documents:
+                break
+            looked = group.first
+            if places := matching(column(group, "text").slice(0, number - group.first), wanted):
+                return group.first + places[-1], looked
+        return None, looked
 
 
 @lru_cache(16)

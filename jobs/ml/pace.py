@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.ml.disk import parse_size
+
 if TYPE_CHECKING:
     import httpx2
 
 VARIABLE = "MISTUDIO_DOWNLOAD_RATE"
-UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 SLOWEST = 50_000  # bytes/s; below it one piece would take longer than a wish to stop may wait
 LONGEST = 120.0  # seconds; what is booked further ahead is of before a restart of the machine
 
@@ -28,10 +29,13 @@ def parse_rate(text: str) -> int | None:
     """Bytes per second; None for an empty text, no limit. Raises ValueError."""
     if not text.strip():
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)(?:/s|ps)?", text.strip().lower())
-    rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    wrong = "give a rate such as 10 MB/s or 800 kB/s, 50 kB/s or more, or nothing for no limit"
+    try:
+        rate = parse_size(re.sub(r"(/s|ps)\s*$", "", text, flags=re.IGNORECASE))
+    except ValueError:
+        raise ValueError(wrong) from None
     if rate < SLOWEST:
-        raise ValueError("give a rate such as 10 MB/s or 800 kB/s, 50 kB/s or more, or nothing for no limit")
+        raise ValueError(wrong)
     return rate
 
 

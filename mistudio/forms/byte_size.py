@@ -1,11 +1,10 @@
-import re
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 
-UNITS = {"": 1, **{f"{letter}B": 1000**n for n, letter in enumerate(("", "K", "M", "G", "T"))}}
-UNITS |= {f"{letter}IB": 1024**n for n, letter in enumerate("KMGT", 1)}
+from jobs.ml.disk import parse_size
+
 LARGEST = 2**63 - 1
 
 
@@ -21,11 +20,10 @@ class ByteSizeField(forms.CharField):
         text = super().clean(value)
         if not text:
             return None
-        said = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.replace(",", "").strip())
-        unit = UNITS.get(said[2].upper()) if said else None
-        if said is None or unit is None:
-            raise ValidationError(f"“{text}” is no number of bytes. Write 500 MB, 2 GiB or 1000000.")
-        size = int(float(said[1]) * unit)
+        try:
+            size = parse_size(text)
+        except ValueError as wrong:
+            raise ValidationError(str(wrong)) from wrong
         if not 1 <= size <= LARGEST:
             raise ValidationError("Give 1 byte or more, or leave it empty for all.")
         return size

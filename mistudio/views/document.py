@@ -1,5 +1,3 @@
-import time
-from bisect import bisect_left
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,7 +9,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import get_language_info
 from django.views.decorators.http import require_GET
 
-from jobs.ml.document_rows import DOCUMENTS, SECONDS, DocumentRows, Wanted, column, matching
+from jobs.ml.document_rows import DOCUMENTS, SECONDS, DocumentRows, Wanted
 from jobs.ml.document_sample import sample
 from mistudio.figures.lengths import length_histogram
 from mistudio.forms.document import DocumentFilter
@@ -89,7 +87,7 @@ def document_previous(request: HttpRequest, pk: int, number: int) -> HttpRespons
     found in time."""
     rows, wanted = searched(request, pk)
     number = min(number, len(rows) - 1)
-    match, looked = last_before(rows, wanted, number)
+    match, looked = rows.last_before(wanted, number)
     if match is None:
         why = (
             "None before this one matches." if looked == 0 else f"None from document {looked:,} up to this one matches."
@@ -97,18 +95,6 @@ def document_previous(request: HttpRequest, pk: int, number: int) -> HttpRespons
         messages.info(request, why)
     query = {name: text for name, text in request.GET.items() if name not in ("part", "start")}
     return redirect(f"{reverse('document', args=[pk, number if match is None else match])}?{urlencode(query)}")
-
-
-def last_before(rows: DocumentRows, wanted: Wanted, number: int) -> tuple[int | None, int]:
-    """The match, and the document from which on was looked. Ends between row groups when its time or number is over."""
-    until, looked = time.monotonic() + SECONDS, number
-    for group in reversed(rows.groups[: bisect_left(rows.firsts, number)]):
-        if time.monotonic() > until or number - looked >= DOCUMENTS:
-            break
-        looked = group.first
-        if places := matching(column(group, "text").slice(0, number - group.first), wanted):
-            return group.first + places[-1], looked
-    return None, looked
 
 
 def cut(said: list[dict[str, str]], start: int, end: int) -> list[dict[str, str]]:

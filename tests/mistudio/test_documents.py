@@ -261,7 +261,8 @@ def test_a_match_of_nothing_is_not_found(name, client, hundred):
 
 def test_a_search_backwards_that_runs_out_of_time_says_how_far_it_looked(client, hundred, monkeypatch):
     split_groups(pages, hundred)
-    monkeypatch.setattr(pages, "DOCUMENTS", 20)
+    last_before = pages.DocumentRows.last_before
+    monkeypatch.setattr(pages.DocumentRows, "last_before", lambda *args: last_before(*args, documents=20))
     answer = previous(client, hundred, 90, q="number 4")
     assert answer.context["document"].number == 90
     assert "None from document 50 up to this one matches." in answer.content.decode()

@@ -226,7 +226,7 @@ def test_sizes_are_read_as_people_write_them(said, size):
     assert ByteSizeField(required=False).clean(said) == size
 
 
-@pytest.mark.parametrize("said", ["many", "5 XB", "0", "-5", "1e6", "9" * 40, "5 5"])
+@pytest.mark.parametrize("said", ["many", "5 XB", "0", "-5", "1e6", "9" * 19, "9" * 999, "5 5"])
 def test_a_size_that_is_none_is_refused(said):
     with pytest.raises(ValidationError):
         ByteSizeField(required=False).clean(said)

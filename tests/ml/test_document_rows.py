@@ -70,6 +70,14 @@ def test_a_search_says_how_far_it_looked_and_can_go_on(hundred):
     assert hundred.search(Wanted("x"), 500, 50) == document_rows.Found([], 500, 100)
 
 
+def test_the_last_match_before_a_document_is_found_across_groups_and_files(hundred):
+    for number, match in ((77, 49), (49, 48), (40, 4), (100, 49), (4, None)):
+        assert hundred.last_before(Wanted("document 4"), number)[0] == match
+    assert hundred.last_before(Wanted("zebra"), 95) == (None, 0)
+    assert hundred.last_before(Wanted("document 4"), 90, documents=20) == (None, 70)
+    assert hundred.last_before(Wanted("document 4"), 90, seconds=-1) == (None, 90)
+
+
 def test_lengths_include_both_ends(hundred):
     found = hundred.search(Wanted("", 30, 33), 0, 50)
     assert {row.characters for row in found.rows} == {30, 31, 32, 33}
