@@ -40,7 +40,9 @@ def size(n: float) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes, of what people write: 500 MB, 2 GiB, 1,000,000. Raises ValueError."""
-    said = re.fullmatch(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]*)", text.replace(",", "").strip(), re.ASCII | re.IGNORECASE)
+    said = re.fullmatch(
+        r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]*)", text.replace(",", "").strip(), re.ASCII | re.IGNORECASE
+    )
     if said is None or said[2].upper() not in UNITS:
         raise ValueError(f"“{text}” is no number of bytes. Write 500 MB, 2 GiB or 1000000.")
     return int(float(said[1]) * UNITS[said[2].upper()])

@@ -1,4 +1,5 @@
 import uuid
+from collections.abc import Collection
 from typing import Any
 
 from django import forms
@@ -15,8 +16,13 @@ class ArtifactForm(forms.ModelForm):
 
     submission = forms.UUIDField(required=False, widget=forms.HiddenInput)
 
-    def __init__(self, *args: Any, team: Team, owner: User | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, team: Team, owner: User | None, without: Collection[str] = (), **kwargs: Any
+    ) -> None:
+        """without: fields that are not asked for, because the page knows what they would say."""
         super().__init__(*args, **kwargs)
+        for name in without:
+            del self.fields[name]
         self.team, self.owner = team, owner
         self.initial.setdefault("submission", uuid.uuid4())
         self.fields["name"].required = False

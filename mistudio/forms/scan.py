@@ -21,10 +21,9 @@ class ScanForm(ArtifactForm):
         }
 
     def __init__(self, *args: Any, sae: Sae | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, without=("sae",) if sae else (), **kwargs)
         self.sae = sae
         if sae:
-            del self.fields["sae"]
             tokenizations: Any = self.fields["tokenization"]
             tokenizations.queryset = tokenizations.queryset.filter(language_model=sae.language_model)
             own = sae.training.tokenization_id if sae.training else None

@@ -1,5 +1,6 @@
+from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from django import forms
 
@@ -128,10 +129,16 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
     @cached_property
     def plan(self) -> Plan | None:
         """None while the choices are incomplete or wrong."""
-        if not self.is_bound:
-            shown = {name: self[name].value() for name in self.fields}
-            return TrainingForm(shown, team=self.team, owner=self.owner).plan
-        return Plan(self.instance) if self.is_valid() else None
+        sent = self if self.is_bound else self.sent_as_shown()
+        return Plan(sent.instance) if sent.is_valid() else None
+
+    def sent_as_shown(self) -> Self:
+        """This form, which nobody filled in, as if it were sent. It shares what was looked up for this one."""
+        sent = copy(self)
+        sent.data, sent.is_bound = {name: self[name].value() for name in self.fields}, True
+        sent._bound_fields_cache = {}  # those of this form have no data
+        sent.full_clean()
+        return sent
 
     @property
     def cache_rows(self) -> list[tuple[ActivationCache, bool, str]]:

@@ -36,8 +36,8 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
     scans = list(row.scans.select_related("job", "tokenization"))
     evaluations = list(row.evaluations.select_related("job", "tokenization"))
     exports = list(row.exports.select_related("job"))
-    made = (row, *scans, *evaluations, *exports)
-    live = [topic for one in made if not one.ready for topic in topics(one)]
+    users = [*scans, *evaluations, *exports]
+    live = [topic for one in (row, *users) if not one.ready for topic in topics(one)]
     form = ScanForm(team=row.team, owner=row.owner, sae=row)
     newest = row.scan
     context = {
@@ -51,7 +51,7 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "evaluation": next((one for one in evaluations if one.ready), None),
         "densities": density_figure(newest) if newest else "",
         "form": form,
-        "users": row.users(),
+        "users": users,
         "topics": live[:8],
     }
     return render(request, "sae/detail.html", context)

@@ -2,13 +2,12 @@ import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import Permission
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from jobs.models import Job, State
 from mistudio.models import Dataset, LanguageModel, Upload, User
 from tests import rows
+from tests.mistudio.test_pages import queries
 
 pytestmark = pytest.mark.django_db
 
@@ -50,17 +49,12 @@ def test_every_list_and_object_of_the_admin_opens(filled, root):
 
 
 def test_a_list_of_the_admin_asks_as_much_for_twelve_rows_as_for_two(alice, root):
-    def queries():
-        with CaptureQueriesContext(connection) as caught:
-            root.get(changelist(LanguageModel))
-        return len(caught)
-
     for n in range(2):
         rows.language_model(alice.team, f"a{n}")
-    few = queries()
+    few = queries(root, changelist(LanguageModel))
     for n in range(10):
         rows.language_model(alice.team, f"b{n}")
-    assert queries() <= few <= 10
+    assert queries(root, changelist(LanguageModel)) <= few <= 10
 
 
 def test_what_was_measured_cannot_be_typed_in(filled, root):

@@ -2,8 +2,6 @@ import json
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from jobs.models import Job
@@ -11,8 +9,9 @@ from mistudio.evaluated import groups
 from mistudio.formats import figure, interval
 from mistudio.forms.evaluation import EvaluationForm
 from mistudio.ingest import evaluation as ingest_evaluation
-from mistudio.models import Evaluation
+from mistudio.models import Evaluation, Sae, Tokenization
 from tests import rows
+from tests.mistudio.test_pages import queries
 
 pytestmark = pytest.mark.django_db
 
@@ -40,12 +39,6 @@ def launched(person, data, sae):
     made = form.launch()
     assert made is not None, form.errors.as_text()
     return made
-
-
-def queries(client, url):
-    with CaptureQueriesContext(connection) as caught:
-        assert client.get(url).status_code == 200
-    return len(caught)
 
 
 def test_left_empty_it_reads_the_held_out_tokens_of_the_training(alice, sae):
@@ -170,12 +163,16 @@ def test_the_form_is_offered_and_starts_one_evaluation_however_often_it_is_sent(
 
 
 def test_an_sae_with_evaluations_is_not_deleted_without_them(alice, client_of, sae):
-    row = rows.evaluation(alice.team, sae=sae)
+    row, other = (rows.evaluation(alice.team, name, sae=sae) for name in ("first", "second"))
     client = client_of(alice)
     text = client.post(reverse("sae_delete", args=[sae.pk]), follow=True).content.decode()
-    assert "evaluation “evaluation”" in text
+    assert "evaluation “first”" in text and "evaluation “second”" in text
     client.post(reverse("evaluation_delete", args=[row.pk]))
-    assert not Evaluation.objects.exists()
+    assert Evaluation.objects.get() == other and other.figures == row.figures
+    assert Sae.objects.get() == sae and Tokenization.objects.get() == row.tokenization, "what was measured stays"
+    client.post(reverse("evaluation_delete", args=[other.pk]))
+    client.post(reverse("sae_delete", args=[sae.pk]))
+    assert not Sae.objects.exists()
 
 
 def test_pages_ask_as_much_for_ten_evaluations_as_for_one(alice, client_of, sae):
@@ -185,8 +182,8 @@ def test_pages_ask_as_much_for_ten_evaluations_as_for_one(alice, client_of, sae)
     few, page = queries(client, sae.get_absolute_url()), queries(client, one.get_absolute_url())
     for n in range(9):
         rows.evaluation(alice.team, f"more{n}", sae=sae)
-    assert queries(client, sae.get_absolute_url()) == few <= 30
-    assert queries(client, one.get_absolute_url()) == page <= 16
+    assert queries(client, sae.get_absolute_url()) == few <= 24
+    assert queries(client, one.get_absolute_url()) == page <= 13
 
 
 def test_figures_stand_in_groups_in_the_order_of_their_meaning(alice):

@@ -23,6 +23,7 @@ from mistudio.structure import parts, weight_bytes
 from tests import rows
 from tests.files import flip
 from tests.main_path import launch, work
+from tests.mistudio.test_pages import queries
 from tests.ml.tiny import save_model, tiny_model
 
 pytestmark = pytest.mark.django_db
@@ -309,9 +310,7 @@ def test_the_page_asks_as_much_with_many_measurements_as_with_few(alice, client_
     for n in (1, 30):
         for _ in range(n):
             measured(row)
-        with CaptureQueriesContext(connection) as caught:
-            client.get(row.get_absolute_url())
-        asked.append(len(caught))
+        asked.append(queries(client, row.get_absolute_url()))
     assert asked[0] == asked[1] <= 30
 
 
@@ -337,5 +336,17 @@ def test_a_form_looks_once_which_models_cannot_be_used_however_many_things_it_of
     for form_class, more in ((TokenizationForm, {}), (TrainingForm, {}), (ScanForm, {"sae": sae})):
         with CaptureQueriesContext(connection) as caught:
             form_class(team=alice.team, owner=alice, **more)
-        looked = [query["sql"] for query in caught if "ready_at" in query["sql"] and '"files" = ' in query["sql"]]
-        assert len(looked) == 1, form_class
+        assert looked_for_unusable(caught) == 1, form_class
+
+
+def test_a_page_that_says_what_its_form_would_make_prepares_the_form_once(alice, client_of):
+    rows.tokenization(alice.team)
+    with CaptureQueriesContext(connection) as caught:
+        answer = client_of(alice).get("/trainings/new/")
+    assert "1 SAE" in answer.content.decode() and not answer.context["form"].errors
+    assert looked_for_unusable(caught) == 1
+
+
+def looked_for_unusable(caught):
+    """How often the language models were asked for whose folders are looked into."""
+    return len([query for query in caught if "ready_at" in query["sql"] and '"files" = ' in query["sql"]])

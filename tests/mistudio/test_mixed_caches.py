@@ -7,8 +7,6 @@ from io import StringIO
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 
 from jobs.ml import store
 from mistudio.forms.activation_cache import ActivationCacheForm
@@ -20,6 +18,7 @@ from mistudio.models import Sae, Training
 from tests import rows
 from tests.main_path import launch, write_texts
 from tests.mistudio.test_forms import errors, launched
+from tests.mistudio.test_pages import queries
 from tests.ml.tiny import documents, save_model, tiny_model
 
 pytestmark = pytest.mark.django_db
@@ -189,17 +188,11 @@ def test_caches_of_other_teams_are_neither_shown_nor_read(alice, charlie, client
 
 
 def test_the_form_asks_as_much_for_many_caches_as_for_few(alice, client_of, model, prose):
-    client = client_of(alice)
-
-    def queries():
-        with CaptureQueriesContext(connection) as caught:
-            client.get("/trainings/new/", {"tokenization": prose.tokenization_id})
-        return len(caught)
-
-    few = queries()
+    client, url = client_of(alice), f"/trainings/new/?tokenization={prose.tokenization_id}"
+    few = queries(client, url)
     for n in range(8):
         rows.activation_cache(alice.team, f"more-{n}", tokenization=text(alice, model, f"text-{n}"))
-    assert queries() == few
+    assert queries(client, url) == few
 
 
 def test_two_caches_of_two_texts_are_trained_on_together(alice, tmp_path):

@@ -16,9 +16,8 @@ LISTS = ("languagemodels", "datasets", "tokenizations", "activationcaches", "tra
 
 
 def queries(client, url):
-    with CaptureQueriesContext(
-        connection,
-    ) as caught:
+    """How many the database is asked for a page."""
+    with CaptureQueriesContext(connection) as caught:
         assert client.get(url).status_code == 200
     return len(caught)
 
@@ -75,6 +74,19 @@ def test_the_features_page_asks_as_much_for_many_as_for_few(alice, client_of):
         rows.scan(alice.team, f"scan-{sae.pk}", sae=sae)
     asked = [queries(client, reverse("features", args=[sae.pk])) for sae in (few, many)]
     assert asked[0] == asked[1] <= 22
+
+
+def test_the_page_of_an_sae_asks_once_for_each_kind_of_thing_that_is_built_on_it(alice, client_of):
+    sae = rows.sae(alice.team)
+    for n in range(3):
+        rows.scan(alice.team, f"scan-{n}", sae=sae)
+        rows.evaluation(alice.team, f"evaluation-{n}", sae=sae)
+        rows.export(alice.team, f"export-{n}", sae=sae)
+    with CaptureQueriesContext(connection) as caught:
+        answer = client_of(alice).get(sae.get_absolute_url())
+    asked = [query["sql"] for query in caught if '"sae_id" = ' in query["sql"] or '"sae_id" IN' in query["sql"]]
+    assert len(asked) == len([relation for relation, _ in sae.uses()]) == 3
+    assert set(answer.context["users"]) == set(sae.users())
 
 
 def test_a_search_without_a_match_says_so_and_offers_the_way_back(alice, client_of):
@@ -236,4 +248,4 @@ def test_a_page_asks_as_much_with_many_around_its_object_as_with_few(alice, clie
             rows.tokenization(alice.team, f"tokens-{around}-{n}", language_model=model)
             rows.scan(alice.team, f"scan-{around}-{n}", sae=sae)
         asked.append([queries(client, row.get_absolute_url()) for row in (model, sae, sae.training, cache)])
-    assert asked[0] == asked[1] and max(asked[0]) <= 30
+    assert asked[0] == asked[1] and max(asked[0]) <= 24

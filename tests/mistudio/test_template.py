@@ -3,13 +3,12 @@ from io import StringIO
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from jobs.models import Job
 from mistudio.models import Template, Tokenization, Training
 from tests import rows
+from tests.mistudio.test_pages import queries
 
 pytestmark = pytest.mark.django_db
 SETTINGS = {"architecture": "topk", "width": 64, "k": 8, "site": "blocks.1.hook_resid_post", "lr": 0.001}
@@ -167,18 +166,12 @@ def test_an_empty_list_names_all_that_templates_are_for(alice, client_of):
 
 def test_the_list_asks_as_much_for_twenty_templates_as_for_two(alice, client_of):
     client = client_of(alice)
-
-    def queries():
-        with CaptureQueriesContext(connection) as caught:
-            client.get(reverse("templates"))
-        return len(caught)
-
     for n in range(2):
         template(alice.team, f"t{n}")
-    few = queries()
+    few = queries(client, reverse("templates"))
     for n in range(18):
         template(alice.team, f"more{n}")
-    assert queries() == few
+    assert queries(client, reverse("templates")) == few
 
 
 def test_names_and_values_are_escaped(alice, client_of):

@@ -198,7 +198,20 @@ def test_the_table_shows_every_sae_and_what_is_best_in_each_column(alice, client
     assert "Memory 1.0 GiB" in plain(page) and "sort=" not in page
 
 
-def test_nothing_is_best_where_most_are_alike_or_nothing_is_measured(alice, client_of):
+@pytest.mark.parametrize(
+    ("n", "shown"),
+    [
+        (3, ["0.990", "0.990", "0.970"]),  # two of three are no exception
+        (4, ["*0.990*", "*0.990*", "0.970", "0.960"]),
+    ],
+)
+def test_nothing_is_best_where_most_are_alike(n, shown, alice, client_of):
+    run = sweep(alice.team, n=n, ready_at=timezone.now())
+    run.saes.filter(number=1).update(fvu=0.01)
+    assert cells(client_of(alice).get(run.get_absolute_url()).content.decode(), "EV") == shown
+
+
+def test_nothing_is_best_where_nothing_is_measured(alice, client_of):
     page = client_of(alice).get(sweep(alice.team, n=3, measured=False).get_absolute_url()).content.decode()
     assert cells(page, "EV") == ["–"] * 3
 

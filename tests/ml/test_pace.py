@@ -12,7 +12,15 @@ from tests.hub_server import HubServer
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("10 MB/s", 10**7), ("800kB", 800_000), ("1.5 MiB/s", 1_572_864), ("1 GB/s", 10**9), ("900000", 900_000), ("", None), ("  ", None)],
+    [
+        ("10 MB/s", 10**7),
+        ("800kB", 800_000),
+        ("1.5 MiB/s", 1_572_864),
+        ("1 GB/s", 10**9),
+        ("900000", 900_000),
+        ("", None),
+        ("  ", None),
+    ],
 )
 def test_rates_are_read_with_their_units(text, rate):
     assert parse_rate(text) == rate
