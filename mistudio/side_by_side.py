@@ -1,20 +1,32 @@
 """The SAEs of a training beside each other: what tells them apart, how good each is, and which is best in what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from django.utils.safestring import SafeString
 
 from mistudio.figures.tradeoff import Dot, tradeoff_chart
+from mistudio.formats import fixed, percent
 from mistudio.models import Sae, Training
 from mistudio.models.plan import differences
 
-BEST: Mapping[str, Callable[[list[float]], float]] = {
-    "ev": max,
-    "ce_recovered": max,
-    "dead": min,
-}  # fewer active latents are no merit of their own
-COLUMNS = ("ev", "l0", "ce_recovered", "dead")
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    label: str
+    text: Callable[[float | None], str]
+    best: Callable[[list[float]], float] | None
+
+
+COLUMNS = (
+    Column("ev", "EV", partial(fixed, places=3), max),
+    Column("l0", "L0", partial(fixed, places=1), None),  # fewer active latents are no merit of their own
+    Column("ce_recovered", "CE recovered", partial(fixed, places=3), max),
+    Column("dead", "Dead", percent, min),
+)
 LIVE = ("fvu", "l0", "loss", "dead", "lr", "ce_recovered")
 Row = dict[str, Any]
 
@@ -37,20 +49,31 @@ def side_by_side(row: Training, points: list[tuple[int, dict[str, float]]]) -> l
         shown = {**live, **(measured(ready) if ready else {})}
         about = {"number": n, "said": said, "rebuilds": rebuilds, "sae": sae, "ready": ready, "diverged": step}
         found.append({**about, **shown})
-    mark_best(found)
-    return found
+    return [{**one, "cells": cells(one, found)} for one in found]
 
 
 def measured(sae: Sae) -> Row:
     return {"ev": sae.explained_variance, "l0": sae.l0, "ce_recovered": sae.ce_recovered}
 
 
-def mark_best(rows: list[Row]) -> None:
-    """`best`: the columns in which a row is, among those that rebuild the same: of other sites, other things are hard.
-    Where more than half are as good, none stands out."""
-    for row in rows:
-        alike = [other for other in rows if other["rebuilds"] == row["rebuilds"]]
-        row["best"] = {name for name, best in BEST.items() if stands_out(row[name], [r[name] for r in alike], best)}
+def cells(row: Row, rows: list[Row]) -> list[Row]:
+    """Of a row of the table, each with what it says and whether it is best among those that rebuild the same: of other
+    sites, other things are hard. Where more than half are as good, none stands out."""
+    alike = [other for other in rows if other["rebuilds"] == row["rebuilds"]]
+    return [
+        {
+            "label": column.label,
+            "text": column.text(row[column.name]),
+            "best": column.best and stands_out(row[column.name], [r[column.name] for r in alike], column.best),
+        }
+        for column in COLUMNS
+    ]
+
+
+def best_of_each(rows: list[Row]) -> list[Row]:
+    """Of those that rebuild the same, the one that explains most."""
+    known = sorted((row for row in rows if row["ev"] is not None), key=lambda row: row["ev"])
+    return list({row["rebuilds"]: row for row in known}.values())
 
 
 def stands_out(value: float | None, among: list[float | None], best: Callable[[list[float]], float]) -> bool:
@@ -66,7 +89,7 @@ def of_one_kind(rows: list[Row]) -> bool:
 def ordered(rows: list[Row], sort: str) -> list[Row]:
     """By a column, "-ev" the largest first; what was not measured comes last. By number where there is no such one."""
     name, down = sort.removeprefix("-"), sort.startswith("-")
-    if name not in COLUMNS:
+    if name not in {column.name for column in COLUMNS}:
         return rows
     known = sorted((row for row in rows if row[name] is not None), key=lambda row: row[name], reverse=down)
     return known + [row for row in rows if row[name] is None]
@@ -74,13 +97,12 @@ def ordered(rows: list[Row], sort: str) -> list[Row]:
 
 def heads(sort: str) -> list[Row]:
     """Of the columns that a table of finished SAEs can be ordered by."""
-    names = {"ev": "EV", "l0": "L0", "ce_recovered": "CE recovered", "dead": "Dead"}
     found = []
-    for name, label in names.items():
-        first = f"-{name}" if name in ("ev", "ce_recovered") else name  # the better end
-        other = name if first != name else f"-{name}"
-        order = {name: "ascending", f"-{name}": "descending"}.get(sort, "")
-        found.append({"label": label, "to": other if sort == first else first, "order": order})
+    for column in COLUMNS:
+        up, down = column.name, f"-{column.name}"
+        first, other = (down, up) if column.best is max else (up, down)  # the better end first
+        order = {up: "ascending", down: "descending"}.get(sort, "")
+        found.append({"label": column.label, "to": other if sort == first else first, "order": order})
     return found
 
 

@@ -11,3 +11,10 @@ function tailor() {
 }
 tailor();
 ["change", "htmx:load", "pageshow"].forEach((event) => window.addEventListener(event, tailor));
+
+// What the reader opened stays open where htmx brings it anew.
+const opened = new Set();
+document.addEventListener("toggle", ({ target }) => opened[target.open ? "add" : "delete"](target.id), true);
+window.addEventListener("htmx:load", ({ target }) => {
+  target.querySelectorAll("details[id]").forEach((part) => { part.open ||= opened.has(part.id); });
+});

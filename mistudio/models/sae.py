@@ -64,6 +64,12 @@ class Sae(Artifact):
         """What it reads and, where that is something else, what it writes."""
         return " → ".join(" + ".join(side) for side in (self.reads, self.writes) if side)
 
+    @property
+    def rebuilds(self) -> tuple[str, ...]:
+        """The sites. Explained variance is compared among those that rebuild the same: of other sites, other things
+        are hard."""
+        return tuple(self.writes or self.reads)
+
     def placed(self) -> dict[str, Any]:
         """Where it stands, for jobs that run it in its language model."""
         folders = {"model_folder": str(self.language_model.folder), "sae_folder": str(self.folder)}

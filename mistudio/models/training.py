@@ -69,10 +69,10 @@ class Training(Artifact):
         return [(OPTIONS[name].label, values) for name, values in self.options.items() if name in OPTIONS]
 
     @property
-    def best(self) -> "Sae | None":
-        """Of its SAEs, the one that explains most of what is held out."""
+    def best(self) -> "list[Sae]":
+        """Of its SAEs that rebuild the same, the one that explains most of what is held out."""
         known = [sae for sae in self.saes.all() if sae.fvu is not None]
-        return min(known, key=lambda sae: sae.fvu or 0.0, default=None)
+        return list({sae.rebuilds: sae for sae in sorted(known, key=lambda sae: -(sae.fvu or 0.0))}.values())
 
     def sae_folder(self, number: int) -> Path:
         return self.folder / (f"sae-{number}" if number else "sae")

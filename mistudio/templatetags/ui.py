@@ -144,6 +144,15 @@ def units(value: Any) -> SafeString:
     return format_html('{}<span class="unit">{}</span>', body, unit)
 
 
+@register.simple_tag
+def span(rows: Any, name: str, places: int) -> str:
+    """A figure of several rows, from the smallest to the largest: 0.912 to 0.968. Of one alone 0.912."""
+    values = [number(row[name] if isinstance(row, dict) else getattr(row, name)) for row in rows]
+    known = [value for value in values if value is not None]
+    ends = [fixed(end, places) for end in (min(known), max(known))] if known else [NONE]
+    return " to ".join(dict.fromkeys(ends))
+
+
 # ---- time
 
 

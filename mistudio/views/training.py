@@ -10,13 +10,13 @@ from jobs.models import Job, Metric
 from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
-from mistudio.side_by_side import heads, of_one_kind, ordered, side_by_side, tradeoff
+from mistudio.side_by_side import best_of_each, heads, of_one_kind, ordered, side_by_side, tradeoff
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
     # metric, heading, unit, meaning, times, how it is drawn
-    ("fvu", "FVU", "", "Fraction of variance unexplained, per batch", 1, {"smooth": True, "y_min": 0}),
-    ("loss", "Loss", "", "What the optimizer minimises", 1, {"smooth": True}),
+    ("fvu", "FVU", "", "Fraction of variance unexplained, 1 − EV, per batch", 1, {"smooth": True, "y_min": 0}),
+    ("loss", "Loss", "", "What the optimizer minimises: of each kind another sum", 1, {"smooth": True}),
     ("l0", "L0", "latents", "Active latents per token", 1, {"y_min": 0}),
     ("ce_recovered", "CE recovered", "", "Of held-out predictions, against zero ablation", 1, {"y_max": 1}),
     ("dead", "Dead latents", "%", "Latents that have not fired for the dead window", 100, {"y_min": 0}),
@@ -80,7 +80,7 @@ def live_context(row: Training, sort: str = "") -> dict[str, Any]:
         "heads": heads(sort),
         "tradeoff": tradeoff(saes),
         "of_one_kind": of_one_kind(saes),
-        "best": max((sae for sae in saes if sae["ev"] is not None), key=lambda sae: sae["ev"], default=None),
+        "best": best_of_each(saes),
         "one": saes[0] if len(saes) == 1 else None,
         "speed": speed(row),
         "charts": charts(row, points, len(saes)),

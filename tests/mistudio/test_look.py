@@ -48,6 +48,16 @@ def shown(path):
     return str(path.relative_to(ROOT))
 
 
+def test_every_class_of_the_stylesheets_is_written_somewhere():
+    rules = re.sub(
+        r"/\*.*?\*/|\{[^{}]*\}", " ", "".join(body(path) for path in STYLES if path.name != "admin.css"), flags=re.S
+    )
+    sources = [*TEMPLATES, *(ROOT / "mistudio").rglob("*.py"), *(ROOT / "static").glob("*.js")]
+    written = set(re.findall(r"[\w-]+", " ".join(body(path) for path in sources)))
+    made = {"htmx-request", *(f"c{n}" for n in range(1, 9))}  # by htmx; by `ink`
+    assert set(re.findall(r"\.([a-z][\w-]*)", rules)) - written == made
+
+
 def test_contrast_is_computed_as_the_guidelines_say():
     COLOURS["white"], COLOURS["black"] = ("#ffffff",) * 2, ("#000000",) * 2
     assert contrast("white", "black", 0) == pytest.approx(21)

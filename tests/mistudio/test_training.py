@@ -222,6 +222,7 @@ def test_only_saes_that_rebuild_the_same_are_compared(alice, client_of):
     Sae.objects.filter(training=run).update(l0=F("number") + 4)
     page = client_of(alice).get(run.get_absolute_url()).content.decode()
     assert cells(page, "EV") == ["0.990", "0.980"]
+    assert "Best explained variance 0.980 to 0.990 of the best of each site, held out" in plain(page)
     assert "among those that rebuild the same" in page and "Those that rebuild different sites" in page
 
 
@@ -264,6 +265,14 @@ def test_the_list_says_how_many_saes_a_training_has_and_how_good_the_best_is(ali
     sweep(alice.team, n=3, ready_at=timezone.now())
     page = client_of(alice).get(reverse("trainings")).content.decode()
     assert re.search(r'data-label="SAEs">3<', page) and re.search(r'data-label="EV">0.990<', page)
+    assert re.search(r'data-label="L0">1.0<', page), "of the best, not of another one"
+
+
+def test_the_list_shows_from_where_to_where_the_best_of_each_site_reach(alice, client_of):
+    run = sweep(alice.team, n=4, ready_at=timezone.now())
+    run.saes.filter(number__gte=2).update(reads=["blocks.0.hook_resid_post"])
+    page = client_of(alice).get(reverse("trainings")).content.decode()
+    assert re.search(r'data-label="EV">0.970 to 0.990<', page) and re.search(r'data-label="L0">1.0 to 4.0<', page)
 
 
 # ---- SAEs that diverged
