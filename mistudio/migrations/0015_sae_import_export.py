@@ -58,7 +58,7 @@ class Migration(migrations.Migration):
                 ('submission', models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
                 ('ready_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('size_bytes', models.BigIntegerField(blank=True, editable=False, null=True)),
-                ('format', models.CharField(choices=[('saelens', 'SAELens'), ('sparsify', 'sparsify'), ('dictionary_learning', 'dictionary_learning'), ('gemma_scope', 'Gemma Scope'), ('neuronpedia', 'Neuronpedia (SAEDashboard)')], default='saelens', max_length=30)),
+                ('format', models.CharField(choices=[('saelens', 'SAELens'), ('sparsify', 'sparsify'), ('dictionary_learning', 'dictionary_learning'), ('gemma_scope', 'Gemma Scope'), ('llama_scope', 'Llama Scope'), ('neuronpedia', 'Neuronpedia (SAEDashboard)')], default='saelens', max_length=30)),
                 ('repository', models.CharField(blank=True, max_length=200, verbose_name='hub repository')),
                 ('public', models.BooleanField(default=False)),
                 ('licence', models.CharField(blank=True, max_length=120)),

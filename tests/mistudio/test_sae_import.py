@@ -169,7 +169,7 @@ def test_what_is_no_archive_is_not_taken(alice, client_of, model):
     assert answer.status_code == 422 and "sae.pt is no archive" in answer.content.decode()
 
 
-@pytest.mark.parametrize("format", ["saelens", "gemma_scope", "dictionary_learning"])
+@pytest.mark.parametrize("format", ["saelens", "gemma_scope", "llama_scope", "dictionary_learning"])
 def test_an_export_can_be_downloaded_and_shows_its_certificate(alice, client_of, there, model, format):
     sae, client = bring(alice, there, model, licence="mit"), client_of(alice)
     client.post(reverse("export_new", args=[sae.pk]), {"format": format})

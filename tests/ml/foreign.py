@@ -192,6 +192,7 @@ def gemma_scope_2(folder: Path, skip: bool = False) -> Formula:
         config |= {
             "hf_hook_point_in": "model.layers.5.pre_feedforward_layernorm.output",
             "hf_hook_point_out": "model.layers.5.post_feedforward_layernorm.output",
+            "affine_connection": True,
         }
     write_json(folder / "config.json", config)
     save_file(contiguous(w), folder / "params.safetensors")
@@ -219,6 +220,27 @@ def llama_scope(folder: Path, norm: float = 1.7, threshold: float = 0.3) -> Form
     return lambda x: jump(w, x, s)
 
 
+def llama_scope_later(folder: Path, norm: float = 1.7, uneven_rows: bool = False) -> Formula:
+    """Of R1-Distill. With even rows the library itself and SAELens say the same; else what is compared with the
+    thresholds is weighed by the norms of the rows, and only the library itself does that."""
+    w = jump_weights()
+    w["w_dec"] = w["w_dec"] if uneven_rows else unit(w["w_dec"])
+    hook = "blocks.15.hook_resid_post"
+    config = {
+        "sae_type": "sae", "d_model": D, "expansion_factor": M / D, "act_fn": "jumprelu", "norm_activation": "dataset-wise",
+        "hook_point_in": hook, "hook_point_out": hook, "sparsity_include_decoder_norm": True, "use_decoder_bias": True,
+        "use_glu_encoder": False, "top_k": K,
+    }  # fmt: skip
+    write_json(folder / "config.json", config)
+    names = {"encoder.weight": "w_enc", "encoder.bias": "b_enc", "decoder.weight": "w_dec", "decoder.bias": "b_dec"}
+    tensors = {theirs: w[ours].T if w[ours].ndim == 2 else w[ours] for theirs, ours in names.items()}
+    tensors["log_jumprelu_threshold"] = w["threshold"].log()
+    tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(norm)
+    save_file(contiguous(tensors), folder / "sae_weights.safetensors")
+    w["threshold"] = w["threshold"] / w["w_dec"].norm(dim=1)
+    return lambda x: jump(w, x, D**0.5 / norm)
+
+
 MADE: dict[str, Callable[[Path], Formula]] = {
     "saelens-standard": lambda folder: saelens(folder, "standard"),
     "saelens-uncentred": lambda folder: saelens(folder, "standard", apply_b_dec_to_input=False),
@@ -243,4 +265,6 @@ MADE: dict[str, Callable[[Path], Formula]] = {
     "gemma_scope_2": gemma_scope_2,
     "gemma_scope_2-skip": lambda folder: gemma_scope_2(folder, skip=True),
     "llama_scope": llama_scope,
+    "llama_scope-r1_distill": llama_scope_later,
+    "llama_scope-uneven": lambda folder: llama_scope_later(folder, uneven_rows=True),
 }  # fmt: skip

@@ -59,7 +59,9 @@ def test_a_folder_says_what_is_in_it_before_its_weights_are_read(tmp_path) -> No
     foreign.llama_scope(tmp_path / "d")
     assert recognise(tmp_path / "d").reads == ("blocks.15.hook_mlp_out",)
     foreign.gemma_scope_2(tmp_path / "e")
-    assert recognise(tmp_path / "e").reads == ("blocks.5.hook_resid_post",)
+    facts = recognise(tmp_path / "e")
+    assert facts.reads == ("blocks.5.hook_resid_post",)
+    assert facts.model_name == "google/gemma-3-270m", "which is its name on the hub; others end in -pt there"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +184,48 @@ def test_what_a_format_cannot_hold_is_refused_with_the_reason(tmp_path) -> None:
     assert formats.refusal("sparsify", "gated") == "sparsify has no gated."
     assert "sparsify has" in formats.refusal("saelens", "topk", transcodes=True)
     assert "not 9 from 12" in formats.refusal("sparsify", "topk", transcodes=True, d_in=12, d_out=9)
-    assert "read here, not written" in formats.refusal("llama_scope", "jumprelu")
+    assert "neither read nor written" in formats.refusal("llama_scope", "jumprelu", transcodes=True)
+    assert formats.refusal("llama_scope", "topk") == "Llama Scope has no topk."
     with pytest.raises(Unusable, match="no place for the site"):
         formats.write(trained("standard"), tmp_path / "x", "gemma_scope", reads=["a"], writes=["b"])
+
+
+def test_one_threshold_for_all_is_reached_by_the_norms_of_the_rows_where_any_can(tmp_path) -> None:
+    sae = trained("jumprelu")
+    assert sae.threshold.min() < sae.threshold.max()
+    formats.write(sae, tmp_path / "sae", "llama_scope", reads=["blocks.3.hook_z"])
+    config = json.loads((tmp_path / "sae/hyperparams.json").read_text())
+    rows = load_file(tmp_path / "sae/checkpoints/final.safetensors")["decoder.weight"].norm(dim=0)
+    assert torch.allclose(rows * config["jump_relu_threshold"], sae.threshold, rtol=1e-5)
+    assert config["hook_point_in"] == "blocks.3.attn.hook_z"
+    assert recognise(tmp_path / "sae").reads == ("blocks.3.hook_z",)
+    sae.threshold.data[:3] = 0.0
+    with pytest.raises(Unusable, match="3 of 40 latents have the threshold 0"):
+        formats.write(sae, tmp_path / "sae", "llama_scope", reads=["hook_embed"])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"act_fn": "topk"}, "it has the activation 'topk', which is not read here"),
+        ({"use_glu_encoder": True}, "it has a gated encoder"),
+        ({"hook_point_out": "blocks.15.hook_mlp_out"}, "it is a transcoder from blocks.15.hook_resid_post"),
+        ({"expansion_factor": None}, "expansion_factor is 'None'; it must be a finite number"),
+        ({"hook_point_in": "", "hook_point_out": ""}, "lacks dataset_average_activation_norm."),
+    ],
+)
+def test_of_llama_scope_what_is_not_read_is_named(tmp_path, config, said) -> None:
+    foreign.llama_scope_later(tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text()) | config
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert said in refused(tmp_path)
+
+
+def test_of_llama_scope_the_place_tells_the_model(tmp_path) -> None:
+    foreign.llama_scope_later(tmp_path)
+    place = "OpenMOSS-Team/Llama-Scope-R1-Distill/800M-Slimpajama-0-OpenR1-Math-220k/L15R"
+    facts = recognise(tmp_path, place)
+    assert (facts.model_name, facts.reads) == ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", ("blocks.15.hook_resid_post",))
 
 
 # ---- files of which nothing good is to be expected

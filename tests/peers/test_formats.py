@@ -17,8 +17,7 @@ CLOSE = 1e-5
 NOT_THEIRS = {  # what is read here, and by no peer of today
     "saelens-flat-scaled": "SAELens 6 reads no factors of codes",
     "saelens-topk": "",
-    "gemma_scope_2": "read from the hub alone",
-    "gemma_scope_2-skip": "read from the hub alone",
+    "llama_scope-uneven": "SAELens leaves the norms of the decoder rows out",
 }
 
 

@@ -43,7 +43,9 @@ FORMATS: Mapping[str, Format] = {
         ("jumprelu", "standard"),
     ),
     "llama_scope": Format(
-        "Llama Scope", "llama_scope", (("hyperparams.json", "checkpoints/final.safetensors"),), "sae-lens"
+        "Llama Scope", "llama_scope",
+        (("hyperparams.json", "checkpoints/final.safetensors"), ("config.json", "sae_weights.safetensors")), "sae-lens",
+        ("jumprelu", "standard"),
     ),
 }  # fmt: skip
 NAMES = sorted({name for format in FORMATS.values() for names in format.files for name in names})

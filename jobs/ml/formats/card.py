@@ -14,6 +14,10 @@ LOADED = {
         'from dictionary_learning.utils import load_dictionary\nsae, config = load_dictionary("{folder}", device="cpu")'
     ),
     "gemma_scope": 'import numpy\nweights = numpy.load("{folder}/params.npz")',
+    "llama_scope": (
+        "from safetensors.torch import load_file\n"
+        'weights = load_file("{folder}/checkpoints/final.safetensors")'
+    ),
 }
 
 

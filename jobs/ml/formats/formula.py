@@ -67,6 +67,17 @@ def gemma_scope(folder: Path, x: np.ndarray) -> Answer:
     return f, f @ w["w_dec"] + w["b_dec"]
 
 
+def llama_scope(folder: Path, x: np.ndarray) -> Answer:
+    """a = s x W_enc + b_enc, s = sqrt(d) / norm. Codes as of decoder rows with norm 1: the files' units are their own."""
+    config = json.loads((folder / "hyperparams.json").read_text())
+    w = wide(load_file(folder / "checkpoints/final.safetensors"))
+    s = config["d_model"] ** 0.5 / config["dataset_average_activation_norm"]["in"]
+    a = s * x @ w["encoder.weight"].T + w["encoder.bias"]
+    f = relu(a) * (a > config["jump_relu_threshold"] * s)
+    x_hat = (f @ w["decoder.weight"].T + w["decoder.bias"]) / s
+    return f * np.linalg.norm(w["decoder.weight"], axis=0) / s, x_hat
+
+
 def wide(arrays: Arrays) -> Arrays:
     return {name: array.astype(np.float64) for name, array in arrays.items()}
 
@@ -88,4 +99,5 @@ FORMULAS: dict[str, Callable[[Path, np.ndarray], Any]] = {
     "sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
     "gemma_scope": gemma_scope,
+    "llama_scope": llama_scope,
 }

@@ -73,7 +73,7 @@ def two(config: Config, d_in: int, width: int, d_out: int, skip: bool) -> Facts:
         raise Unusable(f"config.json: the architecture {config.text('architecture')!r} is not read here: jump_relu is.")
     read, written = site_of(config.text("hf_hook_point_in")), site_of(config.text("hf_hook_point_out"))
     transcodes = bool(written) and written != read
-    name = config.text("model_name")
+    name = hub_name(config.text("model_name"))
     return Facts(
         "gemma_scope",
         "jumprelu",
@@ -85,8 +85,15 @@ def two(config: Config, d_in: int, width: int, d_out: int, skip: bool) -> Facts:
         transcodes=transcodes,
         reads=(read,) if read else (),
         writes=(written,) if transcodes else (),
-        model_name=name if "/" in name or not name else f"google/{name}",
+        model_name=name,
     )
+
+
+def hub_name(name: str) -> str:
+    """As SAELens corrects it: some files say gemma-v3, and the smallest model has no -pt on the hub."""
+    name = name.replace("-v3", "-3")
+    name = name.removesuffix("-pt") if "270m" in name else name
+    return name if "/" in name or not name else f"google/{name}"
 
 
 def site_of(hook: str) -> str:

@@ -33,40 +33,55 @@ def of_saelens(sae: Any, x: Tensor) -> Answer:
 
 
 def gemma_scope(folder: Path, x: Tensor) -> Answer:
-    """SAELens' own loader, given the files that are here where it would fetch them."""
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
-    d_in, width = np.load(folder / "params.npz")["w_enc"].shape
-    own = {"d_in": d_in, "d_sae": width, "dtype": "float64", "normalize_activations": "none"}
-    place = "google/gemma-scope-2b-pt-res", "layer_0/width_16k/average_l0_1"
-    return of_loader(loaders, "gemma_2_sae_huggingface_loader", folder, place, own, x)
+    own = {"dtype": "float64", "normalize_activations": "none"}
+    if (folder / "params.npz").is_file():
+        d_in, width = np.load(folder / "params.npz")["w_enc"].shape
+        place = "google/gemma-scope-2b-pt-res", "layer_0/width_16k/average_l0_1"
+        sae = of_loader("gemma_2_sae_huggingface_loader", folder, place, own | {"d_in": d_in, "d_sae": width})
+        return of_saelens(sae, x)
+    weights = load_file(folder / "params.safetensors")
+    loaders.get_safetensors_tensor_shapes = lambda *_: {name: list(value.shape) for name, value in weights.items()}
+    kind = "transcoder" if "hf_hook_point_out" in json.loads((folder / "config.json").read_text()) else "resid_post"
+    place = "google/gemma-scope-2-270m-pt", f"{kind}/layer_0_width_16k_l0_small"
+    return of_saelens(of_loader("gemma_3_sae_huggingface_loader", folder, place, own), x)
 
 
 def llama_scope(folder: Path, x: Tensor) -> Answer:
+    """Codes as of decoder rows with norm 1: the files' units are their own."""
+    own: dict[str, Any] = {"dtype": "float64"}
+    if (folder / "hyperparams.json").is_file():
+        said = json.loads((folder / "hyperparams.json").read_text())
+        norm = said["dataset_average_activation_norm"]["in"]
+        place = "fnlp/Llama3_1-8B-Base-LXM-8x", "Llama3_1-8B-Base-L0M-8x"
+        sae = of_loader("llama_scope_sae_huggingface_loader", folder, place, own)
+    else:
+        said, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "sae_weights.safetensors")
+        norm = float(weights[f"dataset_average_activation_norm.{said['hook_point_in']}"])
+        place = "fnlp/Llama-Scope-R1-Distill", "800M-Slimpajama-0-OpenR1-Math-220k/L0R"
+        own["d_sae"] = len(weights["encoder.bias"])
+        sae = of_loader("llama_scope_r1_distill_sae_huggingface_loader", folder, place, own)
+    sae.fold_activation_norm_scaling_factor(said["d_model"] ** 0.5 / norm)
+    codes, x_hat = of_saelens(sae, x)
+    return codes * sae.W_dec.norm(dim=1), x_hat
+
+
+def of_loader(name: str, folder: Path, place: tuple[str, str], own: dict[str, Any]) -> Any:
+    """SAELens' own loader, given the files that are here where it would fetch them."""
     from sae_lens.loading import pretrained_sae_loaders as loaders
-
-    said = json.loads((folder / "hyperparams.json").read_text())
-    scale = said["d_model"] ** 0.5 / said["dataset_average_activation_norm"]["in"]
-    place = "fnlp/Llama3_1-8B-Base-LXM-8x", "Llama3_1-8B-Base-L0M-8x"
-    return of_loader(loaders, "llama_scope_sae_huggingface_loader", folder, place, {"dtype": "float64"}, x, scale)
-
-
-def of_loader(
-    loaders: Any, name: str, folder: Path, place: tuple[str, str], own: dict[str, Any], x: Tensor, scale: float = 1.0
-) -> Answer:
-    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+    from sae_lens.registry import get_sae_class
 
     def here(repo_id: str, filename: str, subfolder: str = "", **_: Any) -> str:
         return str(folder / f"{subfolder}/{filename}".replace(place[1], "").lstrip("/"))
 
     loaders.hf_hub_download = here
     config, weights, *_ = getattr(loaders, name)(*place, device="cpu", cfg_overrides=own)
-    sizes = {key: config[key] for key in ("d_in", "d_sae", "apply_b_dec_to_input")}
-    sae = JumpReLUSAE(JumpReLUSAEConfig(**sizes, dtype="float64", device="cpu"))
+    kind, config_of_kind = get_sae_class(config["architecture"])
+    sizes = {key: config[key] for key in ("d_in", "d_sae", "d_out", "apply_b_dec_to_input") if key in config}
+    sae = kind(config_of_kind(**sizes, dtype="float64", device="cpu"))
     sae.load_state_dict({key: value.double() for key, value in weights.items()})
-    if scale != 1.0:
-        sae.fold_activation_norm_scaling_factor(scale)
-    return of_saelens(sae, x)
+    return sae
 
 
 def sparsify(folder: Path, x: Tensor) -> Answer:
