@@ -15,11 +15,14 @@ class Pushes:
     """Beside `Answer` of hub_server.py."""
 
     hub: Any
+    fault: Any
     posted: bytes
 
     def taken(self, method: str, path: str) -> bool:
         """Whether this was a request that sends something, and has been answered."""
         if method == "PUT" and path.startswith("/lfs/"):
+            if self.fault:
+                self.fault.holds.wait(60)
             self.hub.large[path.rpartition("/")[2]] = self.posted
             self.send(200)
             return True

@@ -193,10 +193,9 @@ def begun_at(folder: Path, params: Params) -> str:
 def keep_what_belongs(folder: Path, origin: dict[str, Any]) -> None:
     """Removes files of another origin, left by an attempt with other parameters or from a changed source."""
     from jobs.ml import model_files
-    from jobs.ml.store import read_json_if_there, write_json
+    from jobs.ml.store import read_json_if_there, remove_torn, write_json
 
-    for stale in folder.glob(".*.tmp"):  # of an attempt that was killed
-        stale.unlink()
+    remove_torn(folder)
     if read_json_if_there(folder / ORIGIN) == origin:
         return
     for stale in folder.iterdir():

@@ -51,8 +51,18 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     folder = Path(params.folder)
     room = folder / ROOM
     store.remove(room)
-    room.mkdir(parents=True)
+    store.remove_torn(folder)
     disk.require_space(folder, 2 * weight(Path(params.sae_folder)), "The export")
+    room.mkdir(parents=True)
+    try:
+        return made(params, folder, room, ctx)
+    finally:
+        store.remove(room)
+
+
+def made(params: Params, folder: Path, room: Path, ctx: Context) -> dict[str, Any]:
+    from jobs.ml import store
+
     ctx.stage("write", total=1)
     certificate, inner, label = written(params, room, ctx)
     (room / "README.md").write_text(told(params, inner, label, certificate), encoding="utf-8")
@@ -60,10 +70,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     archive = pack(room, folder / f"{file_name(params.about.get('name', 'sae'))}-{params.format}.zip", ctx)
     pushed: dict[str, Any] = {}
     if params.repository:
-        ctx.stage("push", total=1)
         pushed = send(params, room, ctx)
     store.write_manifest(folder, [archive.name], kind="export", format=params.format, certificate=certificate, **pushed)
-    store.remove(room)
     size = archive.stat().st_size
     return {"archive": archive.name, "bytes": size, "inner": inner, "certificate": certificate, **pushed}
 
@@ -78,7 +86,8 @@ def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | 
         inner = write_batches(room, *map(Path, folders), about=params.about, on_progress=ctx.reach)
         return None, inner, label
     from jobs.ml import formats, saelens
-    from jobs.ml.formats.certify import certify
+    from jobs.ml.formats.card import too_little
+    from jobs.ml.formats.certify import Uncertified, certify
 
     sae = saelens.load_sae(params.sae_folder)
     reads, writes = saelens.sites_of(params.sae_folder)
@@ -89,7 +98,9 @@ def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | 
     ctx.check()
     ctx.stage("certify", total=1)
     certificate = certify(sae, room / inner, params.format, ctx.check)
-    if not certificate.holds:
+    if isinstance(certificate, Uncertified):
+        ctx.log(f"not certified: {too_little(certificate.as_json())}")
+    elif not certificate.holds:
         raise JobError("CORRUPT_DATA", refused(certificate), "Nothing was packed or sent. Scan the SAE: is it alive?")
     return certificate.as_json(), inner, formats.FORMATS[params.format].label
 
@@ -128,7 +139,8 @@ def told(params: Params, inner: str, label: str, certificate: dict[str, Any] | N
 
 
 def weight(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def pack(room: Path, archive: Path, ctx: Context) -> Path:
@@ -159,7 +171,8 @@ def pack(room: Path, archive: Path, ctx: Context) -> Path:
 def send(params: Params, room: Path, ctx: Context) -> dict[str, Any]:
     from jobs.ml.hub_push import push
 
-    ctx.check()
-    done = push(room, params.repository, f"{params.about.get('name', 'SAE')}, exported", private=params.private)
+    ctx.stage("push", total=weight(room), unit="bytes")
+    message = f"{params.about.get('name', 'SAE')}, exported"
+    done = push(room, params.repository, message, private=params.private, check=ctx.check, advance=ctx.advance)
     ctx.log(f"pushed to {params.repository} at {done.commit}")
     return {"repository": params.repository, "commit": done.commit, "url": done.url}

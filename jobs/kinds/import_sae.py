@@ -49,6 +49,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
     folder = Path(params.folder)
     room = folder.parent / ROOM
+    for torn in (folder.parent, folder, room):
+        store.remove_torn(torn)
     ctx.stage("look up")
     place, commit, card = bring(params, room, ctx)
     ctx.stage("read")

@@ -104,8 +104,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 def take_up(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """What is there is gone on with where it was made to the same plan, or to one with smaller passes, which is kept;
     else it is removed."""
-    for torn in folder.glob(".*.tmp"):
-        store.remove(torn)
+    store.remove_torn(folder)
     there = plan_of(folder)
     if there | {"model_batch": plan["model_batch"]} == plan and there["model_batch"] <= plan["model_batch"]:
         return there

@@ -1,15 +1,20 @@
 """Sending a folder to the hub. Endpoint and token come from HF_ENDPOINT and HF_TOKEN, as for what is fetched."""
 
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from jobs.ml.hub import HubUnreachable, NoAccess, NotOnHub, in_words, reason
 
 WRITE_HINT = "Store a token with the right to write there on your account page, or set HF_TOKEN for the workers."
+LOOK = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -18,18 +23,73 @@ class Pushed:
     url: str
 
 
-def push(folder: Path, repository: str, message: str, *, private: bool = False) -> Pushed:
+def push(
+    folder: Path,
+    repository: str,
+    message: str,
+    *,
+    private: bool = False,
+    check: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Pushed:
     """All files of the folder as one commit to a model repository, which is made where there is none. What is there
-    already and unchanged is not sent again. Raises NoAccess, NotOnHub, HubUnreachable."""
-    api = HfApi()
+    already and unchanged is not sent again.
+
+    `check` is asked all the while; what it raises ends the push at once, without a commit. huggingface_hub lets nobody
+    interrupt it, so it works beside, in a thread that ends with the process. `advance` is told the bytes of each file
+    that is there. Raises NoAccess, NotOnHub, HubUnreachable.
+    """
+    answer: Future[Pushed] = Future()
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            answer.set_result(sent(folder, repository, message, private, advance, ended))
+        except BaseException as error:  # whoever waits gets it
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="push", daemon=True).start()
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        folder_files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        ignored = ["README.md"] if "README.md" in folder_files and has_card(api, repository) else []
-        done = api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=ignored
-        )
-        return Pushed(done.oid, str(done.commit_url))
+        while not wait([answer], LOOK).done:
+            check()
+    finally:
+        ended.set()
+    with explained(repository):
+        return answer.result()
+
+
+class Ended(Exception):
+    """Nobody waits for it any more."""
+
+
+def sent(
+    folder: Path, repository: str, message: str, private: bool, advance: Callable[[int], None], ended: threading.Event
+) -> Pushed:
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if "README.md" in names and has_card(api, repository):
+        names.remove("README.md")
+    files = [CommitOperationAdd(name, folder / name) for name in names]
+    for file in files:
+        api.preupload_lfs_files(repository, [file], free_memory=False)
+        advance((folder / file.path_in_repo).stat().st_size)
+        if ended.is_set():
+            raise Ended
+    done = api.create_commit(repository, files, commit_message=message)
+    return Pushed(done.oid, str(done.commit_url))
+
+
+def has_card(api: HfApi, repository: str) -> bool:
+    """Then it stays: it may speak of more than this SAE."""
+    return any(sibling.rfilename == "README.md" for sibling in api.model_info(repository).siblings or ())
+
+
+@contextmanager
+def explained(repository: str) -> Iterator[None]:
+    """Errors of the client as NoAccess, NotOnHub or HubUnreachable, in words for the one who typed the id."""
+    try:
+        yield
     except HFValidationError as error:
         raise NotOnHub(f"“{repository}” cannot be an id.", "An id is owner/name.") from error
     except OfflineModeIsEnabled as error:
@@ -42,8 +102,3 @@ def push(folder: Path, repository: str, message: str, *, private: bool = False) 
     except httpx2.HTTPError as error:
         what = f"The model {repository}"
         raise in_words(error, what, "") or HubUnreachable(f"{what} cannot be written: {error}.", "Retry.") from error
-
-
-def has_card(api: HfApi, repository: str) -> bool:
-    """Then it stays: it may speak of more than this SAE."""
-    return any(sibling.rfilename == "README.md" for sibling in api.model_info(repository).siblings or ())

@@ -60,6 +60,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_torn(folder: Path) -> None:
+    """What `replacing` was writing there when its process was killed."""
+    for temporary in folder.glob(".*.tmp"):
+        remove(temporary)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Refuses NaN and infinity: no other reader of JSON takes them."""
     text = json.dumps(value, indent=1, allow_nan=False)

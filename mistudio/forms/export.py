@@ -19,20 +19,12 @@ class ExportForm(ArtifactForm):
             "licence": "For the card, such as mit or cc-by-4.0. Empty: the SAE's own, where it has one.",
         }
 
-    def __init__(self, *args: Any, sae: Sae | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sae = sae
         self.fields["format"].required = False
-        if sae:
-            del self.fields["sae"]
-            choice: Any = self.fields["format"]
-            choice.choices = [(name, label) for name, label in CHOICES if not sae.export_refusal(name)]
-            choice.help_text = ""
 
-    def refused(self) -> list[tuple[str, str]]:
-        """Formats that cannot hold this SAE, and why."""
-        found = ((label, self.sae.export_refusal(name)) for name, label in CHOICES) if self.sae else ()
-        return [(label, why) for label, why in found if why]
+    def chosen(self) -> Sae | None:
+        return self.cleaned_data.get("sae")
 
     def clean_repository(self) -> str:
         text: str = self.cleaned_data["repository"].strip()
@@ -41,7 +33,7 @@ class ExportForm(ArtifactForm):
         return text
 
     def clean(self) -> dict[str, Any]:
-        sae: Sae | None = self.sae or self.cleaned_data.get("sae")
+        sae = self.chosen()
         if sae is None:
             return super().clean()
         self.instance.sae = sae
@@ -53,3 +45,22 @@ class ExportForm(ArtifactForm):
 
     def suggested_name(self) -> str:
         return f"{self.instance.sae.name}-{self.cleaned_data['format']}"
+
+
+class SaeExportForm(ExportForm):
+    """The page's form, of an SAE that is chosen already."""
+
+    class Meta(ExportForm.Meta):
+        fields = ExportForm.Meta.fields[1:]
+
+    def __init__(self, *args: Any, sae: Sae, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sae = sae
+        found = [(name, label, sae.export_refusal(name)) for name, label in CHOICES]
+        self.refused = [(label, why) for _, label, why in found if why]
+        choice: Any = self.fields["format"]
+        choice.choices = [(name, label) for name, label, why in found if not why]
+        choice.help_text = ""
+
+    def chosen(self) -> Sae:
+        return self.sae

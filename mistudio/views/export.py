@@ -3,7 +3,7 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from mistudio.forms.export import ExportForm
+from mistudio.forms.export import SaeExportForm
 from mistudio.models import Export, Sae
 from mistudio.views.artifact import creation, deletion, found, topics
 
@@ -11,7 +11,7 @@ from mistudio.views.artifact import creation, deletion, found, topics
 @require_http_methods(["GET", "POST"])
 def export_new(request: HttpRequest, sae_pk: int) -> HttpResponse:
     row = found(request, Sae, sae_pk, "language_model", "training__tokenization__dataset", "scan")
-    return creation(request, ExportForm, "export/new.html", context={"sae": row}, sae=row)
+    return creation(request, SaeExportForm, "export/new.html", context={"sae": row}, sae=row)
 
 
 @require_GET

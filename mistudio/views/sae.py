@@ -10,7 +10,7 @@ from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.errors import WithHint
 from mistudio.evidence import density_figure
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.forms.export import ExportForm
+from mistudio.forms.export import SaeExportForm
 from mistudio.forms.sae import UploadedSaeForm
 from mistudio.forms.scan import ScanForm
 from mistudio.models import Sae, Scan, Training
@@ -45,7 +45,7 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "job": row.job,
         "scans": scans,
         "exports": exports,
-        "export_form": ExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s") if row.ready else None,
+        "export_form": SaeExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s") if row.ready else None,
         "scan": newest,
         "evaluations": evaluations,
         "evaluation": next((one for one in evaluations if one.ready), None),

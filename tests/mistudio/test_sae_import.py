@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import zipfile
 
 import pytest
@@ -11,6 +12,7 @@ from django.urls import reverse
 from huggingface_hub import constants
 
 from jobs.models import Job, State
+from jobs.queue import request_cancel, retry
 from jobs.supervise import run_here
 from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.export import ExportForm
@@ -318,6 +320,31 @@ def test_without_the_right_to_write_a_push_says_so_and_the_archive_stays(hub, al
     job = push("others/saes")
     assert "does not let this token write to others/saes" in job.error_message
     assert "your account page" in job.error_hint
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_push_is_cancelled_while_the_hub_takes_its_time(hub, alice, there, model, settings):
+    """Its process hears it and ends well; nothing is committed, and nothing is left behind."""
+    settings.STOP_GRACE_SECONDS = 60  # then it would be killed
+    HubToken.store(alice, HubServer.TOKEN)
+    sae = bring(alice, there, model)
+    hub.fault("/lfs/", holds=(held := threading.Event()))
+    form = ExportForm({"sae": sae.pk, "format": "saelens", "repository": "alice/saes"}, team=alice.team, owner=alice)
+    asked = []
+
+    def on_look(job):
+        if not asked and any(method == "PUT" for method, *_ in hub.requests):
+            asked.append(request_cancel(job))
+
+    job = run_here(form.launch().job, on_look)
+    held.set()
+    assert asked == [True] and (job.state, job.exit_code) == (State.CANCELLED, 0)
+    assert hub.repositories["model", "alice/saes"].files == {}
+    export = Export.objects.get()
+    assert not (export.folder / "files").exists() and not export.ready
+
+    job = run_here(retry(job))
+    assert job.state == State.SUCCEEDED and len(hub.repositories["model", "alice/saes"].files) == 3
 
 
 @pytest.mark.django_db(transaction=True)

@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+import threading
 import zipfile
 
 import pytest
@@ -212,3 +213,57 @@ def test_what_its_peer_would_read_otherwise_is_not_packed(home, monkeypatch) -> 
     with pytest.raises(Exception, match="nothing can be compared"):
         send_out(home, "saelens")
     assert not list((home / "out").glob("*.zip"))
+
+
+@pytest.fixture
+def writable(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+    return hub
+
+
+class Impatient(Context):
+    """Somebody cancels it as soon as the hub was sent weights."""
+
+    def __init__(self, hub) -> None:
+        super().__init__(1, 1, export_sae.STAGES)
+        self.hub = hub
+
+    def check(self) -> None:
+        if any(method == "PUT" for method, *_ in self.hub.requests):
+            self.wished = "cancel"
+        super().check()
+
+
+def test_a_push_hears_a_cancel_while_the_hub_says_nothing_and_commits_nothing_later(home, writable) -> None:
+    writable.fault("/lfs/", holds=(held := threading.Event()))
+    own = export_sae.Params(str(home / "sae"), str(home / "out"), "saelens", about=ABOUT, repository="alice/saes")
+    with pytest.raises(Cancelled):
+        export_sae.run(own, Impatient(writable))
+    assert not (home / "out/files").exists()
+    held.set()
+    for thread in threading.enumerate():
+        if thread.name == "push":
+            thread.join(30)
+    assert writable.repositories["model", "alice/saes"].files == {}
+
+
+def test_a_push_counts_the_bytes_that_are_there(home, writable) -> None:
+    ctx = Context(1, 1, export_sae.STAGES)
+    own = export_sae.Params(str(home / "sae"), str(home / "out"), "saelens", about=ABOUT, repository="alice/saes")
+    result = export_sae.run(own, ctx)
+    stored = writable.repositories["model", "alice/saes"]
+    assert result["commit"] == stored.commit
+    assert ctx.snapshot.stage == "push" and ctx.snapshot.done == sum(map(len, stored.files.values()))
+
+
+def test_what_a_killed_attempt_left_is_gone_after_the_next(home) -> None:
+    for folder in (home / "out", home / "made", home / "made/sae"):
+        (folder / ".sae.12345678.tmp").mkdir(parents=True)
+        (folder / ".sae.12345678.tmp/cfg.json").write_text("torn")
+    (home / "out/files").mkdir()
+    send_out(home, "saelens")
+    bring(home / "sae", home)
+    assert not list(home.rglob("*.tmp")) and not (home / "out/files").exists()
+    assert (home / "made/sae/cfg.json").is_file()

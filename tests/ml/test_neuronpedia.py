@@ -6,7 +6,7 @@ import pytest
 
 from jobs.ml import neuronpedia
 from jobs.ml.errors import CorruptData
-from jobs.ml.saelens import save_sae
+from jobs.ml.saelens import load_sae, save_sae
 from tests.ml.test_evaluate import SITE, random_sae
 from tests.ml.test_scan import found, shards  # noqa: F401  fixtures
 
@@ -47,7 +47,6 @@ def test_a_feature_says_what_the_evidence_says(written) -> None:
         index = feature["feature_index"]
         assert feature["frac_nonzero"] == pytest.approx(len(evidence.activations(index)[0]) / evidence.n_tokens)
         assert sum(feature["freq_hist_data_bar_heights"]) == evidence.n_fired[index]
-        assert len(feature["vector"]) == 32 and np.linalg.norm(feature["vector"]) == pytest.approx(1, abs=1e-4)
         strongest = np.argsort(-np.abs(feature["vector"]))[:3].tolist()
         assert feature["neuron_alignment_indices"] == strongest
         top = [one for one in feature["activations"] if one["bin_contains"] == -1]
@@ -58,6 +57,22 @@ def test_a_feature_says_what_the_evidence_says(written) -> None:
             assert one["values"][one["qualifying_token_index"]] == max(one["values"])
             low = max(0.0, one["bin_min"])
             assert low - 1e-4 <= max(one["values"]) <= one["bin_max"] + 1e-4
+
+
+def test_the_vector_is_the_decoder_row_and_the_strings_are_what_it_writes_to_the_logits(written) -> None:
+    folder, evidence, _ = written
+    rows = load_sae(folder.parents[2] / "sae").W_dec
+    told = {feature["feature_index"]: feature for feature in features(folder)}
+    assert len({tuple(feature["vector"]) for feature in told.values()}) == len(told) > 1
+    for index, feature in told.items():
+        assert feature["vector"] == rows[index].tolist()
+        for side, sign in (("top", "pos"), ("bottom", "neg")):
+            known = evidence.logits(index)[side]
+            assert feature[f"{sign}_str"] == [f"<{token}>" for token, _ in known] and len(known) == 10
+            assert feature[f"{sign}_values"] == pytest.approx([value for _, value in known], abs=6e-6)
+        positive, negative = feature["pos_values"], feature["neg_values"]
+        assert positive == sorted(positive, reverse=True) and negative == sorted(negative)
+        assert negative[-1] < positive[-1]
 
 
 def test_the_shares_of_the_intervals_add_up_to_all_activations(written) -> None:
@@ -71,7 +86,6 @@ def test_what_was_not_measured_is_empty_and_not_invented(written) -> None:
     feature = features(written[0])[0]
     for name in ("correlated_neurons_indices", "correlated_features_pearson", "logits_hist_data_bar_heights"):
         assert feature[name] == []
-    assert len(feature["pos_str"]) == len(feature["pos_values"]) == 10
 
 
 def test_a_scan_whose_files_are_gone_is_refused(tmp_path, shards) -> None:  # noqa: F811

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.ml.disk import size
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify", "dictionary_learning": "dictionary_learning"}
 LOADED = {
@@ -68,6 +70,8 @@ def front(format: str, about: Mapping[str, Any]) -> str:
 
 def sentence(certificate: Mapping[str, Any]) -> str:
     package = certificate["package"]
+    if "needed" in certificate:
+        return f"These files were not certified: {too_little(certificate)}"
     by = (
         f"loaded in {package} {certificate['version']}" if certificate["by_peer"] else f"re-read by {package}'s formula"
     )
@@ -78,6 +82,11 @@ def sentence(certificate: Mapping[str, Any]) -> str:
         f"largest at most, reconstructions by {certificate['x_hat']:.1e}."
         + ("" if certificate["by_peer"] else f" {package} itself was not installed, and was not asked.")
     )
+
+
+def too_little(certificate: Mapping[str, Any]) -> str:
+    needed, there = (size(certificate[name]) for name in ("needed", "available"))
+    return f"comparing them in {certificate['package']} would need {needed} of memory, and {there} were free."
 
 
 def cell(value: Any) -> str:

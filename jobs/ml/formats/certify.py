@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from jobs.ml.sae import Sae
 VECTORS, MOST_CODES = 256, 2**25
 LIMIT = 1e-5  # of the largest value
 AT_THRESHOLD = 0.01  # of the vectors, at most, may have a latent so near to its threshold that rounding decides
+BASE, PER_NUMBER, PER_CODE = 2**30, 36, 64  # bytes, of memory_needed
 SECONDS = 600
 HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")  # of the environment: no secrets
 OWN = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "CUDA_VISIBLE_DEVICES": ""}  # sparsify has it for CUDA
@@ -54,10 +56,28 @@ class Certificate:
         return {**asdict(self), "holds": self.holds}
 
 
-def certify(sae: Sae, folder: Path | str, name: str, check: Callable[[], None] = lambda: None) -> Certificate:
+@dataclass(frozen=True)
+class Uncertified:
+    """Nothing was compared, since that would need more memory than there is."""
+
+    format: str
+    package: str
+    needed: int  # bytes
+    available: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": False}
+
+
+def certify(
+    sae: Sae, folder: Path | str, name: str, check: Callable[[], None] = lambda: None
+) -> Certificate | Uncertified:
     """Of the SAE that was written to the folder. check: raises where the work shall end. Raises WithHint where the peer
     cannot read what was written."""
     folder, package = Path(folder), FORMATS[name].peer
+    needed, available = memory_needed(sae), psutil.virtual_memory().available
+    if needed > available:
+        return Uncertified(name, package, needed, available)
     sae = copied(sae)
     x = vectors(sae)
     check()
@@ -84,6 +104,12 @@ def certify(sae: Sae, folder: Path | str, name: str, check: Callable[[], None] =
     )
 
 
+def memory_needed(sae: Sae) -> int:
+    """Bytes, beside the SAE itself, at the peak: here and in the peer together."""
+    numbers = sum(value.numel() for value in sae.state_dict().values())
+    return BASE + PER_NUMBER * numbers + PER_CODE * n_vectors(sae) * sae.width
+
+
 def copied(sae: Sae) -> Sae:
     same = type(sae)(sae.d_in, sae.width, **sae.options(), **sae.shape)
     same.load_state_dict(sae.state_dict())
@@ -96,10 +122,14 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max()) / largest if largest else 1.0
 
 
+def n_vectors(sae: Sae) -> int:
+    return max(16, min(VECTORS, MOST_CODES // sae.width))
+
+
 @torch.no_grad()
 def vectors(sae: Sae) -> Tensor:
     """float64 [N, D]: random around the centre, as far from it as makes at least one latent active on average."""
-    n = max(16, min(VECTORS, MOST_CODES // sae.width))
+    n = n_vectors(sae)
     noise = torch.randn(n, sae.d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     centre = sae.b_dec.double() if sae.centred else torch.zeros(sae.d_in, dtype=torch.float64)
     x = noise
