@@ -7,7 +7,7 @@
 
   // ---- connection: a socket if there is one, else asking every 3 s
   const live = $("#live-socket");
-  let open = false, lost = Date.now(), answered = Date.now(), asking = false, timer = 0;
+  let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0;
 
   function show(state, why) {
     all("[data-link]").forEach((part) => {
@@ -21,10 +21,10 @@
   const waiting = new Map();               // fragments that came while the reader was using the old one
 
   const typed = (field) => field.value !== field.defaultValue && field.type !== "hidden";
-  function busy(old) {                      // never take away what is being typed or selected right now
+  function busy(old) {                      // never take away what is being typed, pressed or selected right now
     const field = document.activeElement, selected = document.getSelection();
     return (old.contains(field) && field.matches("input, textarea, select")) || all("input, textarea", old).some(typed)
-      || (old.id === "main" && $("details.confirm[open]", old))   // its row may have moved
+      || $(":active", old) || (old.id === "main" && $("details.confirm[open]", old))   // its row may have moved
       || (selected && !selected.isCollapsed && old.contains(selected.anchorNode));
   }
 
@@ -40,7 +40,7 @@
     const scrolled = pairs(".log, .table-wrap").map(([was, now]) => [now, was.scrollTop + was.clientHeight > was.scrollHeight - 8, was.scrollTop, was.scrollLeft]);
     pairs("[data-keep]").forEach(([was, now]) => now.replaceChildren(...was.childNodes));   // what was said to the reader stays
     const focused = all(FOCUSABLE, old).indexOf(document.activeElement);
-    const state = (part) => part.id === "work" ? part.textContent : $(".badge", part)?.className;
+    const state = (part) => part.id === "work" ? part.dataset.event : $(".badge", part)?.className;
     if (state(old) !== state(fresh) && fresh.id !== "main" && $("[data-follow]")) refresh();
     old.replaceWith(fresh);
     window.htmx?.process(fresh);
@@ -54,10 +54,12 @@
   }
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old
-    const reply = await fetch(location.href, { cache: "no-store" }).catch(() => null);
+    const mine = ++fetches, whole = async (reply) => [reply, await reply.text()];
+    const [reply, html] = await fetch(location.href, { cache: "no-store" }).then(whole).catch(() => []);
     if (!reply || reply.status >= 500) return void setTimeout(refresh, POLL);   // this once: no other news may come
-    if (!reply.ok || reply.redirected) return;
-    const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+    if (!reply.ok || reply.redirected || mine < shown) return;   // or a newer answer was faster
+    shown = mine;
+    const page = new DOMParser().parseFromString(html, "text/html");
     document.title = page.title;
     place(document.adoptNode(page.getElementById("main")));
   }
@@ -81,12 +83,9 @@
     }
   }
 
-  function watch() {
-    clearInterval(timer);
-    timer = setInterval(() => {
-      [...waiting.values()].forEach(place);
-      if (!open && Date.now() - lost > GRACE) ask();
-    }, POLL);
+  function look() {
+    [...waiting.values()].forEach(place);
+    if (!open && Date.now() - lost > GRACE) ask();
   }
 
   if (live) {
@@ -101,7 +100,7 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden && !open) { answered = Date.now(); ask(); } });
     window.addEventListener("pageshow", (event) => { if (event.persisted) { open = false; ask(); } });
     if (!("WebSocket" in window)) lost = 0;
-    watch();
+    setInterval(look, POLL);
   }
 
   // ---- forms that a fragment brought without a token (it was rendered for nobody in particular)

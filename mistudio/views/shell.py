@@ -8,7 +8,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from jobs.live import Topic, own_team
-from jobs.models import Job, State
+from jobs.models import Job, JobEvent, State
 from jobs.queue import worker_alive
 from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
 
@@ -34,6 +34,8 @@ def under_way(team: int) -> dict[str, Any]:
         "running_jobs": counted.get(State.RUNNING, 0),
         "queued_jobs": counted.get(State.QUEUED, 0),
         "worker_alive": worker_alive(),
+        # The numbers stay the same when one job ends as another begins, or when a short one comes and goes.
+        "last_event": JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last(),
     }
 
 

@@ -14,13 +14,21 @@ answer = submit("sleepy", {params}, team=Team.default(), owner=user, title={titl
 """
 
 
+ENDED = """
+from jobs.models import Job, State
+from mistudio.models import Team
+job = Job.objects.create(team=Team.default(), kind="sleepy", queue="cpu", title={!r}, state=State.SUCCEEDED)
+job.note("succeeded")
+"""
+
+
 @pytest.fixture
 def sleepy(shell, signed_in):
     """Submit a job that sleeps in steps, and see to its end."""
     made = []
 
     def submit(title, **params):
-        known = {"steps": 600, "seconds": 0.1, **params}
+        known = {"steps": 240, "seconds": 0.25, **params}
         made.append(shell(SUBMIT.format(params=known, title=title)))
         return f"/jobs/{made[-1]}/"
 
@@ -63,7 +71,7 @@ def test_a_button_that_came_with_the_news_works(page, sleepy):
     expect(page.locator(".badge").first).to_have_text("Running", timeout=30_000)
     wait_for_progress(page)
     assert page.locator("main form [name=csrfmiddlewaretoken]").count() == 0, "the fragment was rendered for nobody"
-    page.get_by_role("button", name=re.compile("^Pause")).click()
+    page.get_by_role("button", name=re.compile("^Pause")).click(delay=1000)  # news come while it is pressed
     expect(page.locator(".badge").first).to_have_text("Paused", timeout=30_000)
     expect(page.get_by_role("button", name=re.compile("^Resume"))).to_be_visible()
     expect(page.locator(".toast")).to_contain_text("saves its state")  # the page was fetched anew meanwhile
@@ -74,7 +82,7 @@ def test_what_is_selected_is_not_taken_away(page, sleepy):
     link(page, "Live")
     expect(page.locator(".badge").first).to_have_text("Running", timeout=30_000)
     wait_for_progress(page)
-    page.locator(".pct").first.evaluate("part => getSelection().selectAllChildren(part)")
+    page.evaluate("() => getSelection().selectAllChildren(document.querySelector('.pct'))")  # no news in between
     held = page.locator(".pct").first.inner_text()
     page.wait_for_timeout(2500)
     assert page.locator(".pct").first.inner_text() == held
@@ -89,6 +97,38 @@ def test_a_list_and_the_header_follow_jobs_that_begin_elsewhere(page, sleepy):
     sleepy("begun elsewhere")
     expect(page.locator("main")).to_contain_text("begun elsewhere", timeout=30_000)
     expect(page.locator("#work")).to_contain_text(re.compile(r"[1-9] running"), timeout=30_000)
+
+
+def test_a_list_shows_a_job_that_came_and_went_between_two_looks(page, shell):
+    page.goto("/jobs/?state=succeeded&q=short")
+    link(page, "Live")
+    shell(ENDED.format("a short one"))
+    expect(page.locator("main")).to_contain_text("a short one", timeout=30_000)
+
+
+def test_an_answer_that_took_long_does_not_undo_a_newer_one(page, shell):
+    page.goto("/jobs/?state=succeeded&q=slow")
+    link(page, "Live")
+    held = []
+
+    def hold_the_first(route):
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    page.route("**/jobs/?state=succeeded&q=slow", hold_the_first)
+    shell(ENDED.format("the first slow one"))
+    while not held:
+        page.wait_for_timeout(50)
+    shell(ENDED.format("the second slow one"))
+    expect(page.locator("main")).to_contain_text("the second slow one", timeout=30_000)
+    route, answer = held[0]
+    with page.expect_response("**/jobs/?state=succeeded&q=slow") as late:
+        route.fulfill(response=answer)
+    assert "the second slow one" not in late.value.text()
+    page.wait_for_timeout(200)  # it would have been placed by now
+    expect(page.locator("main")).to_contain_text("the second slow one")
 
 
 def test_what_was_typed_survives_the_news(page, sleepy):

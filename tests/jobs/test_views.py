@@ -303,6 +303,19 @@ def test_the_page_watches_its_job_and_the_list_its_team(client_of, alice, row):
     assert f'{shell}"' in client.get("/jobs/?state=failed").content.decode()
 
 
+def test_every_page_hears_of_a_job_that_ends_as_another_begins(client_of, alice, row):
+    from jobs import live
+
+    first, shell = row("running"), f"shell.{alice.team.pk}"
+    first.note("running")
+    before = live.render(shell)
+    assert before.strip() in client_of(alice).get("/jobs/").content.decode()
+    first.move("succeeded")
+    row("running").note("running")
+    after = live.render(shell)
+    assert before != after and all('1<span class="wide-only"> running</span>' in html for html in (before, after))
+
+
 def test_a_fragment_has_one_root_with_the_id_it_is_swapped_by(row):
     from jobs import live
 
