@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import require
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 15_000  # ms: the machine may be busy
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -43,7 +44,7 @@ class Studio:
         log = (self.folder / "studio.log").open("a")
         command = [sys.executable, "manage.py", "studio", "--port", str(self.port), *args]
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.url}/login/", timeout=2)
@@ -55,7 +56,7 @@ class Studio:
     def stop(self, how=signal.SIGINT):
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(40)
+            self.process.wait(90)
 
     def login_link(self):
         return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]
@@ -102,8 +103,9 @@ def studio(hub_server, tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def chromium(studio):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     flags = [
         "--no-sandbox",
         "--disable-gpu",
@@ -134,15 +136,26 @@ def is_wrong(message):
     return message.type == "error" and not message.text.startswith(OVERTAKEN)
 
 
-@pytest.fixture
-def page(chromium, signed_in, studio):
-    """A signed-in page; the test fails if the page wrote an error to its console."""
+@pytest.fixture(scope="package")
+def window(chromium, signed_in, studio):
+    """A signed-in window. The browser starts half a dozen processes for each one, so tests have their page in a tab."""
     context = chromium.new_context(storage_state=signed_in, base_url=studio.url)
-    context.set_default_timeout(15_000)
-    page = context.new_page()
+    context.set_default_timeout(PATIENCE)
+    context.new_page()  # with its last tab the window would close
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(window, signed_in):
+    """A signed-in page with what it wrote to its console that is wrong."""
+    page = window.new_page()
     wrong = []
     page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.wrong = wrong
     yield page
-    context.close()
+    for tab in window.pages[1:]:
+        tab.close()
+    window.clear_cookies()
+    window.add_cookies(signed_in["cookies"])

@@ -8,6 +8,12 @@ from playwright.sync_api import expect
 
 from tests.ml.tiny import documents, save_model, tiny_model
 
+LISTED = """
+from mistudio.models import Team
+from tests import rows
+team = Team.default()
+rows.tokenization(team, "listed-tokens", language_model=rows.language_model(team, "listed-model"))
+"""
 READY = 120_000  # ms: a job may take so long on two busy cores
 
 
@@ -23,16 +29,22 @@ def tokens(studio, tmp_path_factory):
     return "swept-tokens"
 
 
-@pytest.fixture
-def form(page, tokens):
+def opened(page, tokens, model):
     page.goto("/trainings/new/")
     chosen = page.get_by_label("Tokenization").locator("option", has_text=tokens).get_attribute("value")
     page.goto(f"/trainings/new/?tokenization={chosen}")
-    expect(page.locator("#plan")).to_contain_text("swept-model")
+    expect(page.locator("#plan")).to_contain_text(model)
     return page
 
 
-def test_a_form_shows_the_options_of_what_is_ticked_and_follows_what_is_typed(form):
+@pytest.fixture(scope="module")
+def listed(shell):
+    """A text and a model that nothing is behind."""
+    shell(LISTED)
+
+
+def test_a_form_shows_the_options_of_what_is_ticked_and_follows_what_is_typed(page, listed):
+    form = opened(page, "listed-tokens", "listed-model")
     levels, k, bandwidth = (form.locator(f"[name={name}]") for name in ("levels", "k", "bandwidth"))
     expect(k).to_be_visible()
     expect(levels).to_be_hidden()
@@ -54,7 +66,7 @@ def test_a_form_shows_the_options_of_what_is_ticked_and_follows_what_is_typed(fo
     assert form.wrong == []
 
 
-def test_without_scripts_all_options_are_there_under_the_kinds_that_have_them(chromium, signed_in, studio, tokens):
+def test_without_scripts_all_options_are_there_under_the_kinds_that_have_them(chromium, signed_in, studio, listed):
     context = chromium.new_context(storage_state=signed_in, base_url=studio.url, java_script_enabled=False)
     page = context.new_page()
     page.goto("/trainings/new/")
@@ -65,8 +77,8 @@ def test_without_scripts_all_options_are_there_under_the_kinds_that_have_them(ch
 
 
 @pytest.mark.slow
-def test_two_widths_and_two_ks_are_four_saes_that_go_live_and_end_as_links(form):
-    page = form
+def test_two_widths_and_two_ks_are_four_saes_that_go_live_and_end_as_links(page, tokens):
+    opened(page, tokens, "swept-model")
     page.get_by_label("Width", exact=True).fill("32, 64")
     page.get_by_label("k", exact=True).fill("2, 4")
     expect(page.locator("#what")).to_contain_text("4 SAEs: 2 widths × 2 values of k")

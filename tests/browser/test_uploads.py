@@ -94,7 +94,7 @@ def test_a_lost_connection_is_tried_again_and_two_tabs_make_one_file(chromium, s
         parts.append(route)
         route.abort() if len(parts) == 2 else route.continue_()
 
-    one.route("**/uploads/*/", lose_the_second)
+    one.context.route("**/uploads/*/", lose_the_second)
     for page in (one, two):
         page.get_by_label("Or files of your own").set_input_files(path)
     for page in (one, two):
