@@ -22,6 +22,11 @@ def inputs(d: int = D) -> Tensor:
     return torch.randn(N, d, generator=torch.Generator().manual_seed(7))
 
 
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest one, as a part of the largest value."""
+    return float((ours.detach() - theirs.detach()).abs().max() / theirs.detach().abs().max())
+
+
 def uneven(rows: Tensor) -> Tensor:
     return rows * torch.linspace(0.2, 3.0, len(rows))[:, None]
 

@@ -15,15 +15,11 @@ from jobs.ml.formats import recognise
 from jobs.ml.sae import Sae
 from jobs.ml.saelens import save_sae
 from tests.ml import foreign
-from tests.ml.foreign import D, K, M, inputs
+from tests.ml.foreign import D, K, M, difference, inputs
 from tests.ml.test_architectures import trained_like
 
 CLOSE = 1e-5
 UNITS = {"saelens-topk", "saelens-flat-topk"}  # those whose rows must keep their norms
-
-
-def difference(ours, theirs) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize("name", foreign.MADE)

@@ -15,8 +15,8 @@ from jobs.ml.errors import Unusable
 from jobs.ml.formats import certify
 from jobs.ml.saelens import load_sae, sites_of
 from tests.ml import foreign
-from tests.ml.foreign import D, M, inputs
-from tests.ml.test_formats import CLOSE, difference, trained
+from tests.ml.foreign import D, M, difference, inputs
+from tests.ml.test_formats import CLOSE, trained
 
 SITE = "blocks.3.hook_resid_post"
 

@@ -9,7 +9,7 @@ import torch
 from jobs.ml import formats
 from jobs.ml.formats.certify import ask_peer, certify, copied
 from tests.ml import foreign
-from tests.ml.foreign import D, inputs
+from tests.ml.foreign import D, difference, inputs
 from tests.ml.test_formats import WRITTEN, trained
 
 pytestmark = pytest.mark.peers
@@ -19,10 +19,6 @@ NOT_THEIRS = {  # what is read here, and by no peer of today
     "saelens-topk": "",
     "llama_scope-uneven": "SAELens leaves the norms of the decoder rows out",
 }
-
-
-def difference(ours, theirs) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize(("name", "architecture"), WRITTEN)

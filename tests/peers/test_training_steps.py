@@ -6,7 +6,6 @@ Where they differ on purpose, a test says which correction it is.
 """
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.config import TrainConfig
 from jobs.ml.revival import revive
 from jobs.ml.sae import Moment, Sae
+from tests.ml.foreign import difference
 from tests.ml.test_architectures import DEAD, K, batch, config_of, trained_like
 
 pytestmark = pytest.mark.peers
@@ -104,10 +104,7 @@ def ours(name: str) -> tuple[Sae, TrainConfig, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
-    python = os.environ.get("MISTUDIO_PEERS", "")
-    if not python:
-        pytest.skip("MISTUDIO_PEERS names no Python that has sae-lens and dictionary-learning")
+def theirs(peers: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("steps")
     for name in CASES:
         sae, _, x = ours(name)
@@ -115,7 +112,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torc
         save_file({**tensors, "x": x, "dead": DEAD}, folder / f"{name}.safetensors")
     (folder / "cases.json").write_text(json.dumps({name: case for name, (_, _, case) in CASES.items()}))
     script = Path(__file__).parent / "peer_steps.py"
-    ran = subprocess.run([python, "-I", str(script), str(folder)], check=False, capture_output=True, text=True)
+    ran = subprocess.run([peers, "-I", str(script), str(folder)], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return {name: load_file(folder / f"{name}-out.safetensors") for name in CASES}
 
@@ -129,13 +126,8 @@ def test_a_step_has_the_loss_and_the_gradients_that_the_peer_has(theirs, name) -
         loss = loss + 0.5 * revive(sae, x, (x - fit.x_hat).detach(), DEAD)
     loss.backward()
     found = theirs[name]
-    assert differ(loss, found["loss"]) < SAME
+    assert difference(loss, found["loss"]) < SAME
     gradients = dict(sae.named_parameters())
     assert gradients.keys() <= found.keys()
     for parameter_name, parameter in gradients.items():
-        assert differ(parameter.grad, found[parameter_name]) < SAME, parameter_name
-
-
-def differ(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, as a part of the largest value."""
-    return float((ours.detach() - theirs).abs().max() / theirs.abs().max())
+        assert difference(parameter.grad, found[parameter_name]) < SAME, parameter_name
