@@ -116,6 +116,14 @@ def the_power_stays_on():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def glances_are_short():
+    """A training looks at what is kept of the predictions ten times on its way: here that would be most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.kinds.train_sae.GLANCE_TOKENS", 64)
+        yield
+
+
 # ---- people: alice and bob are one team, charlie is a stranger
 
 

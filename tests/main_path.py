@@ -10,7 +10,8 @@ from django.utils import timezone
 from jobs.child import perform
 from jobs.context import Context
 from jobs.kinds import load_kind
-from jobs.models import Metric, State
+from jobs.models import Job, Metric, State
+from jobs.outcome import Outcome
 from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.language_model import LanguageModelForm
 from mistudio.forms.scan import ScanForm
@@ -26,17 +27,22 @@ def launch(form_class: Any, person: User, **data: Any) -> Artifact:
     return work(made)
 
 
-def work(artifact: Any) -> Any:
-    """Do the artifact's job here and now."""
-    job = artifact.job
+def outcome(job: Job) -> Outcome:
+    """Do the job here and now."""
     assert job.move(State.RUNNING, attempt=1, heartbeat_at=timezone.now())
     context = Context(job.pk, 1, load_kind(job.kind).STAGES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jobs.ml.calibration.SECONDS", 0.1)  # of trials, how many sequences are best in a pass
-        outcome = perform(job, context)
+        ending = perform(job, context)
     Metric.objects.bulk_create(Metric(job=job, step=n, values=said) for n, said in context.take_metrics().items())
-    assert outcome.how == "succeeded", f"{outcome.error}\n{outcome.detail}"
-    assert job.move(State.SUCCEEDED, result=outcome.result)
+    return ending
+
+
+def work(artifact: Any) -> Any:
+    """Do the artifact's job here and now."""
+    ending = outcome(artifact.job)
+    assert ending.how == "succeeded", f"{ending.error}\n{ending.detail}"
+    assert artifact.job.move(State.SUCCEEDED, result=ending.result)
     artifact.refresh_from_db()
     assert artifact.ready
     return artifact

@@ -1,6 +1,7 @@
 """The plan of the house, enforced: which room may import which, and how large its parts may be."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +17,23 @@ SOURCES = [
     if "migrations" not in path.parts
 ]
 HEAVY = ("torch", "transformers", "datasets", "bitsandbytes", "accelerate")
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in nodes(path) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
 def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -71,15 +80,12 @@ def test_the_web_process_never_loads_torch():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_parts_stay_small(path):
-    text = path.read_text()
-    assert text.count("\n") <= 400
-    long = [f.name for f in ast.walk(ast.parse(text)) if isinstance(f, FUNCTIONS) and f.end_lineno - f.lineno >= 60]
-    assert not long
+    assert path.read_text().count("\n") <= 400
+    assert not [function.name for function in functions(path) if function.end_lineno - function.lineno >= 60]
 
 
 def test_functions_are_short_at_the_median():
-    trees = [ast.parse(path.read_text()) for path in SOURCES]
-    sizes = sorted(f.end_lineno - f.lineno + 1 for tree in trees for f in ast.walk(tree) if isinstance(f, FUNCTIONS))
+    sizes = sorted(f.end_lineno - f.lineno + 1 for path in SOURCES for f in functions(path))
     assert sizes[len(sizes) // 2] <= 10
 
 

@@ -23,7 +23,7 @@ from mistudio.forms.tokenization import TokenizationForm
 from mistudio.models import Export, HubToken, Sae, Upload
 from tests import rows
 from tests.hub_server import HubServer
-from tests.main_path import launch, walk, work, write_texts
+from tests.main_path import launch, outcome, walk, work, write_texts
 from tests.mistudio.test_pages import queries
 from tests.ml import foreign
 from tests.ml.foreign import D, M
@@ -122,12 +122,11 @@ def test_a_hostile_archive_is_refused_before_there_is_a_row(alice, there, model,
     assert "a path that leads out of the archive" in errors(alice, archive, model)["source"]
 
 
-@pytest.mark.django_db(transaction=True)
 def test_a_job_that_refuses_the_weights_says_why_and_leaves_no_sae(alice, there, model):
     (there / "sae_weights.safetensors").write_bytes(b"\xff" * 100)
     form = SaeForm({"source": str(there), "language_model": model.pk}, team=alice.team, owner=alice)
-    job = run_here(form.launch().job)
-    assert job.state == State.FAILED and "it is no safetensors file, or was cut off" in job.error_message
+    ending = outcome(form.launch().job)
+    assert ending.how == "failed" and "it is no safetensors file, or was cut off" in ending.error["message"]
     assert not (Sae.objects.get().folder / "cfg.json").exists()
 
 
@@ -306,20 +305,16 @@ def test_what_is_pushed_to_the_hub_can_be_fetched_from_it(hub, alice, client_of,
     assert back.path == "blocks.3.hook_resid_post"
 
 
-@pytest.mark.django_db(transaction=True)
-def test_without_the_right_to_write_a_push_says_so_and_the_archive_stays(hub, alice, there, model):
+@pytest.fixture
+def token(monkeypatch):
+    """In the environment, as the process of a job has its owner's."""
+    monkeypatch.setenv("HF_TOKEN", HubServer.TOKEN)
+
+
+def test_without_a_token_nothing_is_pushed(hub, alice, there, model):
     sae = bring(alice, there, model)
-
-    def push(repository):
-        data = {"sae": sae.pk, "format": "saelens", "repository": repository}
-        return run_here(ExportForm(data, team=alice.team, owner=alice).launch().job)
-
-    job = push("alice/saes")
-    assert job.state == State.FAILED and job.error_code == "ACCESS_DENIED"
-    HubToken.store(alice, HubServer.TOKEN)
-    job = push("others/saes")
-    assert "does not let this token write to others/saes" in job.error_message
-    assert "your account page" in job.error_hint
+    form = ExportForm({"sae": sae.pk, "format": "saelens", "repository": "alice/saes"}, team=alice.team, owner=alice)
+    assert outcome(form.launch().job).error["code"] == "ACCESS_DENIED" and not hub.repositories
 
 
 @pytest.mark.django_db(transaction=True)
@@ -347,11 +342,17 @@ def test_a_push_is_cancelled_while_the_hub_takes_its_time(hub, alice, there, mod
     assert job.state == State.SUCCEEDED and len(hub.repositories["model", "alice/saes"].files) == 3
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_card_that_is_there_already_stays(hub, alice, there, model):
-    HubToken.store(alice, HubServer.TOKEN)
-    stored = hub.add("model", "alice/saes", {"README.md": b"mine"})
+def test_without_the_right_to_write_a_push_says_so_and_the_archive_stays(hub, token, alice, there, model):
     sae = bring(alice, there, model)
-    data = {"sae": sae.pk, "format": "saelens", "repository": "alice/saes"}
-    assert run_here(ExportForm(data, team=alice.team, owner=alice).launch().job).state == State.SUCCEEDED
+    form = ExportForm({"sae": sae.pk, "format": "saelens", "repository": "others/saes"}, team=alice.team, owner=alice)
+    export = form.launch()
+    refused = outcome(export.job).error
+    assert "does not let this token write to others/saes" in refused["message"]
+    assert "your account page" in refused["hint"]
+    assert list(export.folder.glob("*.zip"))
+
+
+def test_a_card_that_is_there_already_stays(hub, token, alice, there, model):
+    stored = hub.add("model", "alice/saes", {"README.md": b"mine"})
+    launch(ExportForm, alice, sae=bring(alice, there, model).pk, format="saelens", repository="alice/saes")
     assert stored.files["README.md"] == b"mine" and len(stored.files) == 3

@@ -43,7 +43,7 @@ def chosen(person, parts, **settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"layout": "padded", "stride": 4}, {"layout": "padded"}, {"bos": "never", "junk": "strict"}]
+    "settings", [{}, {"layout": "padded", "stride": 4}, {"layout": "padded", "bos": "never", "junk": "strict"}]
 )
 def test_the_rows_of_the_preview_are_those_of_the_job(alice, parts, settings):
     shown = preview(chosen(alice, parts, **settings))
