@@ -1,9 +1,9 @@
 """One training step here and in the libraries of others, on the same batches, turn by turn:
 
-/path/to/python -m bench.peers, with a Python that has torch, sae-lens and eai-sparsify beside miStudio's dependencies
+/path/to/python -m bench.peers, with a Python that has torch, sae-lens, eai-sparsify and dictionary-learning beside
+miStudio's dependencies
 
-Milliseconds of processor time per step, medians of `--rounds`. A step is the library's own: SAELens' SAETrainer.step;
-of sparsify the forward pass and the optimiser's part of its Trainer.
+Milliseconds of processor time per step, medians of `--rounds`. What a step is: libraries.py.
 """
 
 import argparse
@@ -14,52 +14,24 @@ from typing import Any
 
 import torch
 
-from jobs.ml.config import Member, TrainConfig
-from jobs.ml.sites import Site
-from jobs.ml.train import Trainer
+from bench.libraries import LIBRARIES, OURS
+from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.config import TrainConfig
 
 Step = Callable[[torch.Tensor], Any]
+CASES = [
+    ("sparsify", "topk", "float32"), ("dictionary_learning", "topk", "float32"),
+    ("SAELens", "topk", "float32"), ("SAELens", "batchtopk", "float32"),
+    *((OURS, architecture, chosen) for architecture in ("topk", "batchtopk") for chosen in ("bfloat16", "float32")),
+]  # fmt: skip
 
 
-def ours(options: argparse.Namespace, x: torch.Tensor, architecture: str, selection: str) -> Step:
+def step_of(library: str, architecture: str, selection: str, options: argparse.Namespace, x: torch.Tensor) -> Step:
     config = TrainConfig(
-        options.width, 10**9, architecture=architecture, options={"k": options.k}, batch_tokens=len(x), lr=1e-3,
-        selection=selection, log_every=10**6,
+        options.width, 10**9, architecture, {"k": options.k}, batch_tokens=len(x), lr=1e-3, selection=selection,
+        log_every=10**6,
     )  # fmt: skip
-    trainer = Trainer(Member(config, ("x",)), {"x": Site("x", x.shape[1], "", "input")})
-    trainer.begin({"x": x}, {"x": x})
-    return lambda batch: trainer.update({"x": batch}, 1)
-
-
-def saelens(options: argparse.Namespace, x: torch.Tensor, architecture: str) -> Step:
-    import sae_lens
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    config = getattr(sae_lens, f"{architecture}TrainingSAEConfig")(d_in=x.shape[1], d_sae=options.width, k=options.k)
-    run = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=len(x), lr=1e-3, lr_end=1e-4, lr_warm_up_steps=0,
-        lr_decay_steps=0, device="cpu", autocast=False,
-    )  # fmt: skip
-    sae = getattr(sae_lens, f"{architecture}TrainingSAE")(config)
-    return SAETrainer(cfg=run, sae=sae, data_provider=iter(())).step
-
-
-def sparsify(options: argparse.Namespace, x: torch.Tensor) -> Step:
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=options.width, k=options.k), dtype=torch.float32)
-    coder.b_dec.data = x.mean(0)
-    adam = torch.optim.Adam(coder.parameters(), lr=1e-3)
-
-    def step(batch: torch.Tensor) -> None:
-        coder.set_decoder_norm_to_unit_norm()
-        coder(x=batch, y=batch, dead_mask=None).fvu.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        adam.step()
-        adam.zero_grad()
-
-    return step
+    return LIBRARIES[library](config, x).step
 
 
 def main() -> None:
@@ -71,14 +43,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     batches = torch.randn(4, options.batch_tokens, options.d_in)
-    x = batches[0]
-    steps: dict[str, Step] = {
-        "sparsify TopK": sparsify(options, x),
-        "SAELens TopK": saelens(options, x, "TopK"),
-        "SAELens BatchTopK": saelens(options, x, "BatchTopK"),
-        **{f"miStudio {name} {chosen}": ours(options, x, name, chosen)
-           for name in ("topk", "batchtopk") for chosen in ("bfloat16", "float32")},
-    }  # fmt: skip
+    steps: dict[str, Step] = {}
+    for library, architecture, chosen in CASES:
+        name = f"{library} {ARCHITECTURES[architecture].label}" + (f" {chosen}" if library == OURS else "")
+        steps[name] = step_of(library, architecture, chosen, options, batches[0])
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds + 1):
         for name, step in steps.items():
