@@ -92,7 +92,8 @@ def saelens_options(config: TrainConfig) -> tuple[str, dict[str, Any]]:
         return config.architecture.title(), {"l1_coefficient": options["l1_coefficient"], "l1_warm_up_steps": rising}
     if config.architecture == "jumprelu":
         return "JumpReLU", {
-            "jumprelu_sparsity_loss_mode": "quadratic", "target_l0": options["target_l0"], "l0_warm_up_steps": rising,
+            "jumprelu_sparsity_loss_mode": options["l0_loss"], "target_l0": options["target_l0"],
+            "l0_coefficient": options["l0_coefficient"], "l0_warm_up_steps": rising,
         }  # fmt: skip
     k = {"k": options["k"]}
     if config.architecture == "matryoshka":

@@ -1,9 +1,10 @@
 """Each library at its best learning rate, at the same L0: what quality.py and ground_truth.py have in common.
 
 Each library has the learning rates of `--rates`, and where those are several then half the lowest or twice the highest
-as long as that is its best by held-out FVU. Where no k says how many latents are active, the option that decides it is
-sought for each rate until L0 is near k, and the FVU at k is read off the line through the two runs nearest to it, in
-logarithms. At its best rate each library begins again with the other seeds of `--seeds`: what is told is the mean.
+as long as that is its best by held-out FVU, and at last the best one times and by the root of 2. Where no k says how
+many latents are active, the option that decides it is sought for each rate until L0 is near k, and the FVU at k is read
+off the line through the two runs nearest to it, in logarithms. At its best rate each library begins again with the
+other seeds of `--seeds`: what is told is the mean.
 
 Every run is a line of the file `--runs`, and is not made again where it is there already.
 """
@@ -24,7 +25,7 @@ from bench.libraries import LIBRARIES, OURS, TRAINS, Learner, measure
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.config import TrainConfig
 
-SOUGHT = ("l1_coefficient", "target_l0")  # the options that decide L0
+L0_LOSS = "step"  # of JumpReLU, here and in SAELens: rows may differ in L0, as they may in dictionary_learning's
 NEAR = 0.05  # of log L0 to log k, at most
 TRIES = 4  # runs to get there
 WIDENED = 3  # rates that are added, at most
@@ -64,14 +65,15 @@ class Sweep:
         if not aim:
             return self.run(library, architecture, lr, seed, {"k": self.options.k})
         (name,) = aim
+        fixed = {"l0_loss": L0_LOSS} if architecture == "jumprelu" else {}
         tried: list[Run] = []
         while len(tried) < TRIES:
-            tried.append(self.run(library, architecture, lr, seed, dict(aim)))
+            tried.append(self.run(library, architecture, lr, seed, fixed | aim))
             tried.sort(key=lambda run: abs(self.miss(run)))
             if abs(self.miss(tried[0])) < NEAR:
                 break
             aim[name] = self.next_aim(name, tried)
-        aim.update(tried[0]["own"])
+        aim[name] = tried[0]["own"][name]
         return {**tried[0], "fvu": self.fvu_at_k(tried)}
 
     def miss(self, run: Run) -> float:
@@ -90,11 +92,16 @@ class Sweep:
         (a, fvu_a), (b, fvu_b) = ((self.miss(run), math.log(run["fvu"])) for run in tried[:2])
         return math.exp(fvu_a - a * (fvu_b - fvu_a) / (b - a))
 
+    def aim(self, library: str, architecture: str) -> dict[str, float]:
+        """The option that decides L0 where k does not, and what is tried first."""
+        if architecture == "jumprelu" and library == "dictionary_learning":
+            return {"target_l0": float(self.options.k)}
+        presets = ARCHITECTURES[architecture].presets
+        return {name: float(presets[name]) for name in ("l1_coefficient", "l0_coefficient") if name in presets}
+
     def best(self, library: str, architecture: str) -> tuple[list[Run], list[Run]]:
         """The runs at the best rate, one for each seed, and those of the first seed at the others."""
-        presets, (seed, *seeds) = ARCHITECTURES[architecture].presets, self.options.seeds
-        sought = {name: float(presets[name]) for name in SOUGHT if name in presets}
-        aim = {name: float(self.options.k) if name == "target_l0" else value for name, value in sought.items()}
+        (seed, *seeds), aim = self.options.seeds, self.aim(library, architecture)
         found: dict[float, Run] = {}
         rates = list(self.options.rates)
         while rates and len(found) < len(self.options.rates) + WIDENED:
@@ -103,6 +110,10 @@ class Sweep:
             best = min(found, key=lambda lr: found[lr]["fvu"])
             if not rates and len(found) > 1 and best in (min(found), max(found)):
                 rates.append(best / 2 if best == min(found) else best * 2)
+        for lr in (best / math.sqrt(2), best * math.sqrt(2)) if len(found) > 1 else ():
+            lr = float(f"{lr:.2g}")
+            found[lr] = self.at_k(library, architecture, lr, seed, aim)
+        best = min(found, key=lambda lr: found[lr]["fvu"])
         first = found.pop(best)
         aim = {name: first["own"][name] for name in aim}
         again = [self.at_k(library, architecture, best, seed, aim) for seed in seeds]

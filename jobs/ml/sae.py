@@ -10,6 +10,7 @@ no row needs to be renormalised nor any gradient projected. `folded` moves the n
 inputs) into the encoder: the result has unit decoder rows, reads unscaled activations, and computes the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
@@ -67,6 +68,7 @@ class Sae(nn.Module):
     architecture: ClassVar[str]
     TAKES: ClassVar[tuple[str, ...]] = ()  # options that the constructor takes, beside the shape
     signed: ClassVar[bool] = False  # codes may be negative
+    reach: ClassVar[Mapping[str, float]] = {}  # of parameters: how far a training must be able to move each number
 
     def __init__(self, d_in: int, width: int, **shape: Unpack[Shape]) -> None:
         super().__init__()

@@ -68,7 +68,11 @@ class Trainer:
         d_in, d_out = map(sum, self.widths)
         options = {**config.options, "parts": self.widths[0]}
         self.sae: Sae = build(config.architecture, d_in, config.width, d_out=d_out, **options).to(device)
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+        groups = [
+            {"params": [parameter], "least": self.sae.reach.get(name, 0.0) / config.steps}  # learning rate at the peak
+            for name, parameter in self.sae.named_parameters()
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.selection = None if config.selection == "float32" else getattr(torch, config.selection)
         self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
         self.silent = torch.zeros(config.width, dtype=torch.long, device=device)  # tokens since each latent fired
@@ -104,7 +108,7 @@ class Trainer:
             self.dead_latents = self.dead.nonzero().flatten()
         lr = self.config.lr_at(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * max(1.0, group["least"] / self.config.peak_lr)
         self.optimizer.zero_grad()
         sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
         self.silent = torch.where(fired > 0, 0, self.silent + len(x))

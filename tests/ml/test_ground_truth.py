@@ -4,8 +4,19 @@ import torch
 from jobs.ml.architectures import build
 from jobs.ml.config import Member, TrainConfig
 from jobs.ml.ground_truth import Features
+from jobs.ml.sae import Sae
 from jobs.ml.sites import Site
 from jobs.ml.train import Trainer
+
+
+def trained_on(features: Features, config: TrainConfig) -> Sae:
+    trainer = Trainer(Member(config, ("x",)), {"x": Site("x", features.dimensions, "", "input")})
+    for step in range(config.steps):
+        batch = {"x": features.draw(config.batch_tokens, step)}
+        if step == 0:
+            trainer.begin(batch, batch)
+        trainer.update(batch, step)
+    return trainer.export()
 
 
 def test_features_are_unit_and_as_many_are_active_as_was_asked_for() -> None:
@@ -43,13 +54,7 @@ def test_fewer_rows_than_features_have_no_matching() -> None:
 def test_a_trained_sae_finds_features_that_are_few() -> None:
     features = Features(n=64, dimensions=32, active=3)
     config = TrainConfig(64, 256 * 400, options={"k": 3}, batch_tokens=256, lr=3e-3)
-    trainer = Trainer(Member(config, ("x",)), {"x": Site("x", 32, "", "input")})
-    batches = [{"x": features.draw(256, step)} for step in range(400)]
-    trainer.begin(batches[0], batches[0])
-    before = features.recovered(trainer.sae.W_dec)
-    for step, batch in enumerate(batches):
-        trainer.update(batch, step)
-    assert features.recovered(trainer.export().W_dec)["mcc"] > 0.7 > 0.6 > before["mcc"]
+    assert features.recovered(trained_on(features, config).W_dec)["mcc"] > 0.7
 
 
 def test_a_training_does_not_begin_with_the_features_whatever_seeds_both_have() -> None:
@@ -57,3 +62,11 @@ def test_a_training_does_not_begin_with_the_features_whatever_seeds_both_have() 
     sae = build("topk", 32, 64, k=3)
     sae.initialise(features.seed, torch.zeros(32), torch.zeros(32))
     assert features.recovered(sae.W_dec)["mcc"] < 0.6
+
+
+@pytest.mark.parametrize("steps", [100, 400])
+def test_a_jumprelu_comes_near_the_l0_that_it_aims_at_in_however_few_steps(steps) -> None:
+    features = Features(n=256, dimensions=64, active=6)
+    config = TrainConfig(256, 128 * steps, "jumprelu", {"target_l0": 6.0}, batch_tokens=128)
+    active = trained_on(features, config).active(features.draw(1000, steps))
+    assert 3 < len(active.values) / 1000 < 12

@@ -2,7 +2,7 @@
 latents of Anthropic's Circuits Updates of January 2025, or the quadratic one of Gemma Scope 2, which aims at an L0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -20,10 +20,12 @@ CHUNK = 2**18  # numbers of a gradient computed at once on a CPU
 
 class JumpReLU(Sae):
     """f = a where a > threshold. A threshold moves by what lies within half a bandwidth of it; it is trained as it is,
-    not as a logarithm, in which Adam hardly moves it."""
+    not as a logarithm, in which Adam hardly moves it. Adam moves a number by the learning rate at most: that of the
+    thresholds is so large in short trainings that they get to where they belong."""
 
     architecture = "jumprelu"
     TAKES = ("bandwidth", "initial_threshold", "ste_to_input")
+    reach: ClassVar[Mapping[str, float]] = {"threshold": 3.0}
 
     def __init__(
         self,
