@@ -71,7 +71,9 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     breaks_after: int = 0  # bytes of the body
-    holds: threading.Event | None = None  # nothing more comes until it is set: instead of breaking off, or of what is sent being taken
+    holds: threading.Event | None = (
+        None  # nothing more comes until it is set: instead of breaking off, or of what is sent being taken
+    )
     times: int = 1
     ignores_range: bool = False
     drips: float = 0  # seconds between two pieces of the body
@@ -131,7 +133,11 @@ class HubServer:
 
     def next_fault(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
-            if fault.path in path and fault.times > 0 and (fault.status or method == "GET" or (method == "PUT" and fault.holds)):
+            if (
+                fault.path in path
+                and fault.times > 0
+                and (fault.status or method == "GET" or (method == "PUT" and fault.holds))
+            ):
                 fault.times -= 1
                 return fault
         return None

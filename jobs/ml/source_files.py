@@ -10,7 +10,8 @@ from jobs.ml.text_files import FORMATS, HEAD, PACKINGS, SourceFile, encoding_of
 
 ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog)(\..*)?|dataset_infos?\.json|state\.json", re.IGNORECASE)
 TABLES = ("parquet", "arrow")
-KNOWN = "txt, jsonl, csv, parquet or arrow"
+ENDINGS = {format: ending.removeprefix(".") for ending, format in reversed(FORMATS.items())}  # the first of each
+KNOWN = " or ".join(", ".join(reversed(ENDINGS.values())).rsplit(", ", 1))
 
 
 def find_files(source: Path) -> list[SourceFile]:

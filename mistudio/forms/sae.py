@@ -10,7 +10,7 @@ from jobs.kinds.sources import is_path
 from jobs.ml.archives import ARCHIVES
 from jobs.ml.disk import DiskFull
 from jobs.ml.errors import WithHint
-from jobs.ml.formats import look
+from jobs.ml.formats import LABELS, look
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.several import names_of
 from mistudio.forms.sources import clean_source
@@ -20,6 +20,8 @@ from mistudio.models.upload import Refused, hand_over
 
 
 class SaeForm(ArtifactForm):
+    formats = " or ".join(", ".join(LABELS).rsplit(", ", 1))
+
     class Meta:
         model = Sae
         fields = ("source", "path", "revision", "language_model", "licence", "name")

@@ -7,72 +7,114 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('jobs', '0002_initial'),
-        ('mistudio', '0014_evaluation'),
+        ("jobs", "0002_initial"),
+        ("mistudio", "0014_evaluation"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='sae',
-            name='commit',
+            model_name="sae",
+            name="commit",
             field=models.CharField(blank=True, editable=False, max_length=64),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='imported',
+            model_name="sae",
+            name="imported",
             field=models.JSONField(default=dict, editable=False),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='licence',
+            model_name="sae",
+            name="licence",
             field=models.CharField(blank=True, max_length=120),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='path',
+            model_name="sae",
+            name="path",
             field=models.CharField(blank=True, max_length=500),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='revision',
+            model_name="sae",
+            name="revision",
             field=models.CharField(blank=True, max_length=120),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='source',
+            model_name="sae",
+            name="source",
             field=models.CharField(blank=True, max_length=1000),
         ),
         migrations.AddField(
-            model_name='sae',
-            name='uploaded',
+            model_name="sae",
+            name="uploaded",
             field=models.CharField(blank=True, editable=False, max_length=200),
         ),
         migrations.CreateModel(
-            name='Export',
+            name="Export",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('name', models.CharField(max_length=120)),
-                ('submission', models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
-                ('ready_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('size_bytes', models.BigIntegerField(blank=True, editable=False, null=True)),
-                ('format', models.CharField(choices=[('saelens', 'SAELens'), ('sparsify', 'sparsify'), ('dictionary_learning', 'dictionary_learning'), ('gemma_scope', 'Gemma Scope'), ('llama_scope', 'Llama Scope'), ('neuronpedia', 'Neuronpedia (SAEDashboard)')], default='saelens', max_length=30)),
-                ('repository', models.CharField(blank=True, max_length=200, verbose_name='hub repository')),
-                ('public', models.BooleanField(default=False)),
-                ('licence', models.CharField(blank=True, max_length=120)),
-                ('archive', models.CharField(blank=True, editable=False, max_length=200)),
-                ('result', models.JSONField(default=dict, editable=False)),
-                ('job', models.ForeignKey(blank=True, editable=False, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='jobs.job')),
-                ('owner', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('sae', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='exports', to='mistudio.sae')),
-                ('team', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='mistudio.team')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("name", models.CharField(max_length=120)),
+                ("submission", models.UUIDField(default=uuid.uuid4, editable=False, unique=True)),
+                ("ready_at", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("size_bytes", models.BigIntegerField(blank=True, editable=False, null=True)),
+                (
+                    "format",
+                    models.CharField(
+                        choices=[
+                            ("saelens", "SAELens"),
+                            ("sparsify", "sparsify"),
+                            ("dictionary_learning", "dictionary_learning"),
+                            ("gemma_scope", "Gemma Scope"),
+                            ("llama_scope", "Llama Scope"),
+                            ("neuronpedia", "Neuronpedia (SAEDashboard)"),
+                        ],
+                        default="saelens",
+                        max_length=30,
+                    ),
+                ),
+                ("repository", models.CharField(blank=True, max_length=200, verbose_name="hub repository")),
+                ("public", models.BooleanField(default=False)),
+                ("licence", models.CharField(blank=True, max_length=120)),
+                ("archive", models.CharField(blank=True, editable=False, max_length=200)),
+                ("result", models.JSONField(default=dict, editable=False)),
+                (
+                    "job",
+                    models.ForeignKey(
+                        blank=True,
+                        editable=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to="jobs.job",
+                    ),
+                ),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "sae",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.PROTECT, related_name="exports", to="mistudio.sae"
+                    ),
+                ),
+                (
+                    "team",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="mistudio.team"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['-pk'],
-                'abstract': False,
-                'constraints': [models.UniqueConstraint(fields=('team', 'name'), name='export_name_once_per_team')],
+                "ordering": ["-pk"],
+                "abstract": False,
+                "constraints": [models.UniqueConstraint(fields=("team", "name"), name="export_name_once_per_team")],
             },
         ),
     ]

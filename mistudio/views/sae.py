@@ -45,7 +45,9 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "job": row.job,
         "scans": scans,
         "exports": exports,
-        "export_form": SaeExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s") if row.ready else None,
+        "export_form": SaeExportForm(team=row.team, owner=row.owner, sae=row, auto_id="export_%s")
+        if row.ready
+        else None,
         "scan": newest,
         "evaluations": evaluations,
         "evaluation": next((one for one in evaluations if one.ready), None),

@@ -1,7 +1,9 @@
 """SAEs of other libraries: looked at, imported, scanned, exported, pushed and fetched again."""
 
 import json
+import os
 import shutil
+import signal
 import threading
 import zipfile
 
@@ -340,6 +342,38 @@ def test_a_push_is_cancelled_while_the_hub_takes_its_time(hub, alice, there, mod
 
     job = run_here(retry(job))
     assert job.state == State.SUCCEEDED and len(hub.repositories["model", "alice/saes"].files) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+def test_a_push_whose_process_is_killed_ends_with_the_same_files(hub, alice, there, model):
+    HubToken.store(alice, HubServer.TOKEN)
+    sae = bring(alice, there, model)
+    data = {"sae": sae.pk, "format": "saelens", "repository": "alice/calm"}
+    assert run_here(ExportForm(data, team=alice.team, owner=alice).launch().job).state == State.SUCCEEDED
+
+    hub.requests.clear()
+    hub.large.clear()
+    hub.fault("/lfs/", holds=(held := threading.Event()))
+    struck = []
+
+    def on_look(job):
+        if not struck and any(method == "PUT" for method, *_ in hub.requests):
+            struck.append(job.pid)
+            os.kill(job.pid, signal.SIGKILL)
+            held.set()
+
+    form = ExportForm({**data, "repository": "alice/struck"}, team=alice.team, owner=alice)
+    job = run_here(form.launch().job, on_look)
+    assert struck and job.state == State.QUEUED and not Export.objects.get(job=job).ready
+    assert hub.repositories["model", "alice/struck"].files == {}
+    job = run_here(job)
+    assert (job.state, job.attempt) == (State.SUCCEEDED, 2), job.error_message
+    calm, again = (hub.repositories["model", f"alice/{name}"] for name in ("calm", "struck"))
+    assert {**again.files, "README.md": b""} == {**calm.files, "README.md": b""} and len(again.files) == 3
+    export = Export.objects.get(job=job)
+    assert sorted(path.name for path in export.folder.iterdir()) == ["manifest.json", export.archive]
+    assert export.damage() == []
 
 
 def test_without_the_right_to_write_a_push_says_so_and_the_archive_stays(hub, token, alice, there, model):

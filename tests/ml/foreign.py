@@ -232,9 +232,9 @@ def llama_scope_later(folder: Path, norm: float = 1.7, uneven_rows: bool = False
     w["w_dec"] = w["w_dec"] if uneven_rows else unit(w["w_dec"])
     hook = "blocks.15.hook_resid_post"
     config = {
-        "sae_type": "sae", "d_model": D, "expansion_factor": M / D, "act_fn": "jumprelu", "norm_activation": "dataset-wise",
-        "hook_point_in": hook, "hook_point_out": hook, "sparsity_include_decoder_norm": True, "use_decoder_bias": True,
-        "use_glu_encoder": False, "top_k": K,
+        "sae_type": "sae", "d_model": D, "expansion_factor": M / D, "act_fn": "jumprelu",
+        "norm_activation": "dataset-wise", "use_decoder_bias": True, "use_glu_encoder": False, "top_k": K,
+        "hook_point_in": hook, "hook_point_out": hook, "sparsity_include_decoder_norm": True,
     }  # fmt: skip
     write_json(folder / "config.json", config)
     names = {"encoder.weight": "w_enc", "encoder.bias": "b_enc", "decoder.weight": "w_dec", "decoder.bias": "b_dec"}

@@ -1,6 +1,7 @@
 """What is certified where no peer is installed; tests/peers asks the peers themselves."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from jobs.ml import formats
 from jobs.ml.errors import WithHint
 from jobs.ml.formats import certify as certificates
+from jobs.ml.formats.card import sentence
 from jobs.ml.formats.certify import certify
 from tests.ml.test_formats import WRITTEN, trained
 
@@ -25,6 +27,22 @@ def test_a_certificate_by_the_formula_holds_and_says_that_no_peer_was_asked(tmp_
     assert certificate.holds, certificate
     assert (certificate.by_peer, certificate.version, certificate.vectors) == (False, None, 256)
     assert certificate.active >= 1 and certificate.at_threshold == 0
+
+
+def test_what_would_not_fit_into_memory_is_not_compared_and_says_what_it_would_need(tmp_path, monkeypatch) -> None:
+    """A machine with too little is the one thing that no test can have."""
+    sae = trained("jumprelu")
+    formats.write(sae, tmp_path / "sae", "saelens", reads=["hook_embed"])
+    needed = certificates.memory_needed(sae)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    found = certify(sae, tmp_path / "sae", "saelens")
+    assert isinstance(found, certificates.Uncertified)
+    assert found.as_json() == {
+        "format": "saelens", "package": "sae-lens", "needed": needed, "available": needed - 1, "holds": False,
+    }  # fmt: skip
+    assert "not certified: comparing them in sae-lens would need" in sentence(found.as_json())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed))
+    assert certify(sae, tmp_path / "sae", "saelens").holds
 
 
 @pytest.mark.parametrize("name", ["b_dec", "W_enc", "threshold"])

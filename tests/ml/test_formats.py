@@ -221,7 +221,10 @@ def test_of_llama_scope_the_place_tells_the_model(tmp_path) -> None:
     foreign.llama_scope_later(tmp_path)
     place = "OpenMOSS-Team/Llama-Scope-R1-Distill/800M-Slimpajama-0-OpenR1-Math-220k/L15R"
     facts = recognise(tmp_path, place)
-    assert (facts.model_name, facts.reads) == ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", ("blocks.15.hook_resid_post",))
+    assert (facts.model_name, facts.reads) == (
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        ("blocks.15.hook_resid_post",),
+    )
 
 
 # ---- files of which nothing good is to be expected

@@ -49,6 +49,7 @@ FORMATS: Mapping[str, Format] = {
     ),
 }  # fmt: skip
 NAMES = sorted({name for format in FORMATS.values() for names in format.files for name in names})
+LABELS = [format.label for format in FORMATS.values()]
 UNSAFE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib")
 KNOWN = "; ".join(f"{format.label}: {' and '.join(format.files[0])}" for format in FORMATS.values())
 

@@ -17,8 +17,7 @@ LOADED = {
     ),
     "gemma_scope": 'import numpy\nweights = numpy.load("{folder}/params.npz")',
     "llama_scope": (
-        "from safetensors.torch import load_file\n"
-        'weights = load_file("{folder}/checkpoints/final.safetensors")'
+        'from safetensors.torch import load_file\nweights = load_file("{folder}/checkpoints/final.safetensors")'
     ),
 }
 

@@ -68,7 +68,7 @@ def gemma_scope(folder: Path, x: np.ndarray) -> Answer:
 
 
 def llama_scope(folder: Path, x: np.ndarray) -> Answer:
-    """a = s x W_enc + b_enc, s = sqrt(d) / norm. Codes as of decoder rows with norm 1: the files' units are their own."""
+    """a = s x W_enc + b_enc, s = sqrt(d) / norm. Codes as of decoder rows with norm 1: files have other units."""
     config = json.loads((folder / "hyperparams.json").read_text())
     w = wide(load_file(folder / "checkpoints/final.safetensors"))
     s = config["d_model"] ** 0.5 / config["dataset_average_activation_norm"]["in"]
