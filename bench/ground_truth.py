@@ -15,8 +15,8 @@ from jobs.ml.scaling import input_scale
 def main() -> None:
     features = Features()
     options = read_options(
-        __doc__, "ground_truth.jsonl", [4e-3],
-        {"width": features.n, "k": round(features.active), "batch-tokens": 1024, "tokens": 2**19, "held-out": 2**14},
+        __doc__, [4e-3],
+        {"width": features.n, "k": round(features.active), "batch-tokens": 512, "tokens": 2**18, "held-out": 2**14},
         libraries=[OURS],
     )  # fmt: skip
     scale = input_scale(features.draw(options.held_out, 2**30))

@@ -44,7 +44,7 @@ def activations(tokens: int, held_out: int, batch_tokens: int) -> tuple[list[Ten
 
 def main() -> None:
     options = read_options(
-        __doc__, "quality.jsonl", [2e-3, 4e-3, 8e-3],
+        __doc__, [2e-3, 4e-3, 8e-3],
         {"width": 1024, "k": 32, "batch-tokens": 512, "tokens": 512 * 600, "held-out": 512 * 40},
         libraries=list(LIBRARIES),
     )  # fmt: skip

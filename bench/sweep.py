@@ -6,12 +6,13 @@ many latents are active, the option that decides it is sought for each rate unti
 off the line through the two runs nearest to it, in logarithms. At its best rate each library begins again with the
 other seeds of `--seeds`: what is told is the mean.
 
-Every run is a line of the file `--runs`, and is not made again where it is there already.
+With `--runs` every run becomes a line of that file, and is not made again where it is there already.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Sweep:
 
     def run(self, library: str, architecture: str, lr: float, seed: int, own: dict[str, Any]) -> Run:
         """What came of a training, from the file where it is known."""
-        options, file = self.options, Path(self.options.runs)
+        options, file = self.options, Path(self.options.runs or os.devnull)
         made = {
             "library": library, "architecture": architecture, "lr": lr, "seed": seed, "own": own,
             **{name: getattr(options, name) for name in ("width", "tokens", "batch_tokens")},
@@ -138,13 +139,13 @@ COLUMNS = {"mmcs": "{:.3f}", "mcc": "{:.3f}", "found": "{:.1%}", "fvu": "{:.4f}"
 
 
 def read_options(
-    description: str | None, runs: str, rates: list[float], sizes: dict[str, int], libraries: list[str]
+    description: str | None, rates: list[float], sizes: dict[str, int], libraries: list[str]
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", nargs="*", default=list(TRAINS[OURS]), choices=TRAINS[OURS])
     parser.add_argument("--libraries", nargs="*", default=libraries, choices=LIBRARIES)
     parser.add_argument("--rates", nargs="*", type=float, default=rates)
-    parser.add_argument("--runs", default=runs, help="a file that is added to")
+    parser.add_argument("--runs", help="a file")
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     for name, value in {**sizes, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
