@@ -78,7 +78,7 @@ def dataset(job: Job, result: dict[str, Any]) -> None:
     if not isinstance(row, Dataset):
         return
     statistics = result["statistics"]
-    used_up(row)
+    used_up(row, 0 if result.get("conversations") else len(result["columns"]))
     sample(row.folder)
     row.mark_ready(
         text_column=result["text_column"],  # what was left open is settled now, so that it can be made again

@@ -1,14 +1,14 @@
 """What a scan left on disk, feature by feature. Needs numpy only: web pages read it.
 
-offsets.npy              int64 [M + 1]   feature i owns positions[offsets[i] : offsets[i + 1]], and values
-alike positions.npy            uint32 or uint64 [n]   sequence * T + place in the sequence, ascending for each
-feature values.npy               float32 [n]     activations, > 0 n_fired.npy max.npy mean.npy   [M]
-tokens; the mean is over the tokens where the feature fires histogram.npy            int32 [M, H]
-activations in H equal intervals from 0 to the feature's maximum top_sequences.npy        int32 [M, K]    the
-sequences with the largest activations, -1 where there are no more quantile_sequences.npy   int32 [M, Q, n]
-sequences whose largest activation lies in the Q-th part of 0 .. maximum top_logit_ids.npy ...values.npy,
-bottom_...   [M, 10]   where logits are defined neighbour_ids.npy, neighbour_cosines.npy   [M, 10]   by the
-decoder rows
+offsets.npy             int64 [M + 1]: feature i owns positions[offsets[i] : offsets[i + 1]], and values alike
+positions.npy           uint32 or uint64 [n]: sequence * T + place in the sequence, ascending for each feature
+values.npy              float32 [n]: activations, > 0
+n_fired, max, mean.npy  [M]: n_fired in tokens; the mean is over the tokens where the feature fires
+histogram.npy           int32 [M, H]: activations in H equal intervals from 0 to the feature's maximum
+top_sequences.npy       int32 [M, K]: those with the largest activations, -1 where there are no more
+quantile_sequences.npy  int32 [M, Q, n]: those whose largest activation lies in the Q-th part of 0 .. maximum
+top_logit_ids, top_logit_values, bottom_logit_ids, bottom_logit_values.npy  [M, 10]: where logits are defined
+neighbour_ids, neighbour_cosines.npy  [M, 10]: by the decoder rows
 """
 
 from dataclasses import dataclass

@@ -42,24 +42,14 @@ def spoken(value: Any) -> str:
 
 
 def local_rows(source: Path, columns: Columns, encoding: str = "") -> Iterator[dict[str, Any]]:
-    """Raises CorruptData, Unusable."""
-    from jobs.ml.local_documents import ROWS as READERS
+    """Those that can be read. Raises CorruptData where none can, Unusable."""
     from jobs.ml.local_documents import LocalDocuments
-    from jobs.ml.source_files import TABLES
-    from jobs.ml.table_files import table_rows
-    from jobs.ml.text_files import reading
 
-    documents = LocalDocuments(source, columns.text, encoding=encoding)
-    known = {column["name"] for column in documents.columns}
-    require(columns, known, str(source))
+    documents = LocalDocuments(source, columns.text, encoding=encoding, skip_broken=True)
+    require(columns, {column["name"] for column in documents.columns}, str(source))
     for file in documents.files:
-        if file.format in TABLES:
-            for _, _, row in table_rows(file, tuple(columns.names), documents.sieve.broken):
-                yield row
-        elif file.format in READERS:
-            with documents.opened(file) as opened, reading(file.name):
-                for _, row in READERS[file.format](opened, file.name, documents.sieve.broken):
-                    yield row
+        for _, row in documents.unbroken(file, columns.names):
+            yield row
 
 
 def hub_rows(id: str, config: str, split: str, revision: str, columns: Columns, patience: Any) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """The documents of files on this machine, whatever their format."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -119,18 +119,19 @@ class LocalDocuments(Sieved):
                 self.check_readable(file, counts.replaced_characters - replaced, self.sieve.characters - before)
         self.check_readable(file, counts.replaced_characters - replaced, self.sieve.characters - before)
 
-    def unbroken(self, file: SourceFile) -> Iterator[tuple[str, Row]]:
-        """The rows of a file up to where it is damaged, if it is."""
+    def unbroken(self, file: SourceFile, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
+        """The rows of a file up to where it is damaged, if it is; with these columns at least, else with those of the
+        documents."""
         try:
-            yield from self.rows(file)
+            yield from self.rows(file, tuple(columns) or self.shape.columns)
         except CorruptData as error:
             if not self.sieve.skip_broken:
                 raise
             self.sieve.broken(error)
 
-    def rows(self, file: SourceFile) -> Iterator[tuple[str, Row]]:
+    def rows(self, file: SourceFile, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
         if file.format in TABLES:
-            for done, where, row in table_rows(file, self.shape.columns, self.sieve.broken):
+            for done, where, row in table_rows(file, columns, self.sieve.broken):
                 self.here = lambda done=done: done * file.size  # type: ignore[misc]
                 yield where, row
             return

@@ -102,7 +102,8 @@ def effects(sae: Sae, pooled: Pooled, probe: Probe, rows: Tensor, says: Tensor) 
 
 def without(sae: Sae, pooled: Pooled, rows: Tensor, latents: Tensor) -> Tensor:
     """y [n, D_out] of the texts, with the latents taken out."""
-    return pooled.y[rows] - pooled.f[rows[:, None], latents] @ sae.W_dec.float().cpu()[latents]
+    taken = sae.W_dec[latents.to(sae.W_dec.device)].float().cpu()
+    return pooled.y[rows] - pooled.f[rows[:, None], latents] @ taken
 
 
 def strongest(effect: Tensor, n: int) -> Tensor:

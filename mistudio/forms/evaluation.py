@@ -1,8 +1,10 @@
 from typing import Any
 
+from mistudio.formats import binary
 from mistudio.forms.scan import TOKENS, ScanForm
 from mistudio.models import Dataset, Evaluation
 from mistudio.models.evaluation import Split
+from mistudio.models.upload import KEPT
 
 COLUMNS = ("text_column", "label_column", "second_label_column")
 
@@ -34,7 +36,7 @@ class EvaluationForm(ScanForm):
             "split": "Figures of tokens that were trained on flatter.",
             "dtype": "Of the language model. Empty: as in the training of the SAE.",
             "n_tokens": f"Empty: {TOKENS:,}, or all there are. The losses are measured on a quarter of them.",
-            "labelled": "For sparse probing and TPP. From the hub or a path: its source is read again.",
+            "labelled": "For sparse probing and TPP. Its source, or the files that were uploaded, is read again.",
             "text_column": "Empty: the one that the dataset was read from.",
             "label_column": "Classes, such as a topic. The eight commonest ones are told apart.",
             "second_label_column": "For SCR: classes that go along with the first ones where they should not.",
@@ -65,9 +67,11 @@ class EvaluationForm(ScanForm):
         return data
 
     def _settle_columns(self, data: dict[str, Any], dataset: Dataset) -> None:
-        if dataset.uploaded:
-            said = f"Of “{dataset.name}” the texts alone were kept: it was uploaded."
-            self.add_error("labelled", f"{said} Add it from the hub or from a path of this machine.")
+        if dataset.uploaded and not dataset.upload_folder.is_dir():
+            said = f"Of “{dataset.name}” the texts alone were kept. Upload it again, with a column beside the texts;"
+            self.add_error(
+                "labelled", f"{said} or, if it has more than {binary(KEPT)}, add it by a path or from the hub."
+            )
             return
         known = [column["name"] for column in dataset.columns]
         data["text_column"] = data.get("text_column") or dataset.text_column

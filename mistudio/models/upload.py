@@ -24,6 +24,7 @@ from jobs.ml.disk import DiskFull, require_space
 from jobs.ml.errors import Unusable
 from jobs.ownership import Owned
 from mistudio.formats import binary
+from mistudio.models.artifact import folder_bytes
 from mistudio.models.dataset import Dataset
 from mistudio.models.team import Team, User
 
@@ -33,6 +34,7 @@ HEAD = 2**16  # bytes by which a file is known again, beside its name, size and 
 IDLE, TOTAL = timedelta(days=1), timedelta(days=7)
 ORPHAN = timedelta(hours=1)  # a folder without a row: its row was deleted, or is just being made
 MOST_UNFINISHED = 10  # of one person
+KEPT = 2**30  # bytes of the files of a dataset
 NOTHING = hashlib.sha256().hexdigest()
 
 # Hashes that go on with the next chunk, by upload; the others are computed from what lies on the disk.
@@ -280,11 +282,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def used_up(dataset: Dataset) -> None:
-    """The text of a finished dataset is in its Parquet files: what was uploaded for it goes."""
+def used_up(dataset: Dataset, columns: int) -> None:
+    """The text of a finished dataset is in its Parquet files: what was uploaded for it goes. The dataset's own links to
+    small files stay where these have more columns than that of the text: labels are read from them."""
     for upload in dataset.uploads.all():
         upload.delete_with_file()
-    shutil.rmtree(dataset.upload_folder, ignore_errors=True)
+    if columns < 2 or folder_bytes(dataset.upload_folder) > KEPT:
+        shutil.rmtree(dataset.upload_folder, ignore_errors=True)
 
 
 def sweep() -> list[str]:

@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
+from jobs.context import Context
+from jobs.kinds.evaluate_sae import Params, texts_of
 from jobs.models import Job
 from mistudio.evaluated import groups
 from mistudio.formats import figure, interval
@@ -91,10 +94,30 @@ def test_a_column_without_a_dataset_asks_for_the_dataset(alice, sae):
     assert "Choose the dataset that has the column “stars”" in errors(alice, {"label_column": "stars"}, sae)["labelled"]
 
 
-def test_of_uploaded_texts_no_labels_are_left_and_the_form_says_so(alice, sae):
-    sent = rows.dataset(alice.team, "sent", source="uploaded: a.csv", uploaded=["a.csv"])
-    said = errors(alice, {"labelled": sent.pk, "label_column": "y"}, sae)["labelled"]
-    assert "the texts alone were kept" in said and "from the hub or from a path" in said
+@pytest.fixture
+def sent(alice):
+    """A table of texts and their kinds, as it was uploaded."""
+    columns = [{"name": name, "type": "text"} for name in ("text", "kind")]
+    made = rows.dataset(
+        alice.team, "sent", source="uploaded: a.csv", uploaded=["a.csv"], text_column="text", columns=columns
+    )
+    made.upload_folder.mkdir(parents=True)
+    lines = [f"words of {('plants', 'stones')[n % 2]} {n},{('plant', 'stone')[n % 2]}" for n in range(60)]
+    (made.upload_folder / "a.csv").write_text("\n".join(["text,kind", *lines]))
+    return made
+
+
+def test_labels_of_an_uploaded_table_are_read_from_its_files(alice, sae, sent):
+    made = launched(alice, {"labelled": sent.pk, "label_column": "kind"}, sae)
+    texts = texts_of(Params(**made.job.params), Context())
+    assert len(texts) == 60
+    assert all((kind == "plant") == ("plants" in text) for text, kind, _ in texts)
+
+
+def test_of_uploaded_files_that_are_gone_no_labels_are_left_and_the_form_says_so(alice, sae, sent):
+    shutil.rmtree(sent.upload_folder)
+    said = errors(alice, {"labelled": sent.pk, "label_column": "kind"}, sae)["labelled"]
+    assert "the texts alone were kept" in said and "Upload it again" in said and "more than 1.0 GiB" in said
 
 
 def test_tokens_of_another_model_and_datasets_of_strangers_are_refused(alice, charlie, sae):
@@ -203,12 +226,13 @@ def test_small_figures_keep_their_places_and_tiny_ones_their_digits():
     assert interval({"low": None, "high": None}) == interval(None) == ""
 
 
-def test_the_command_takes_what_the_form_takes(alice, sae, reviews, capsys):
+@pytest.mark.parametrize(("name", "column"), [("reviews", "stars"), ("sent", "kind")])
+def test_the_command_takes_what_the_form_takes(alice, sae, reviews, sent, name, column, capsys):
     call_command(
-        "evaluate_sae", sae.name, "--tokens", "300", "--labelled", "reviews", "--label-column", "stars", "--no-wait",
+        "evaluate_sae", sae.name, "--tokens", "300", "--labelled", name, "--label-column", column, "--no-wait",
         "--json", "--team", alice.team.name,
     )  # fmt: skip
     told = json.loads(capsys.readouterr().out)
     assert told["noun"] == "evaluation"
     row = Evaluation.objects.get(pk=told["id"])
-    assert (row.n_tokens, row.labelled, row.label_column) == (300, reviews, "stars")
+    assert (row.n_tokens, row.labelled.name, row.label_column) == (300, name, column)

@@ -377,6 +377,20 @@ def test_uploaded_files_become_a_dataset_and_are_then_removed(client, alice, dja
     assert "uploaded: first.part.jsonl and 1 more" in page and str(made.upload_folder) not in page
 
 
+@pytest.mark.parametrize(("limit", "stays"), [(2**30, True), (100, False)])
+def test_files_with_columns_beside_the_text_stay_with_the_dataset_where_they_are_small(
+    client, monkeypatch, limit, stays, django_capture_on_commit_callbacks
+):
+    monkeypatch.setattr(uploads, "KEPT", limit)
+    lines = [json.dumps({"text": f"a text with the number {n}", "label": n % 2}) for n in range(40)]
+    upload = send(client, "\n".join(lines).encode(), "kinds.jsonl")
+    with django_capture_on_commit_callbacks(execute=True):
+        form(client, uploads=[upload.pk], text_column="text")
+        made = work(Dataset.objects.get())
+    assert made.n_documents == 40 and not upload.folder.exists()
+    assert (made.upload_folder / "kinds.jsonl").is_file() == stays
+
+
 def test_a_clone_of_what_was_uploaded_says_which_files_to_choose_again(client, alice):
     row = rows.dataset(alice.team, source="uploaded: mine.jsonl", uploaded=["mine.jsonl"])
     address = client.get(row.get_absolute_url()).context["again"]

@@ -181,6 +181,14 @@ def test_csv_and_parquet_are_read_likewise(tmp_path) -> None:
     assert len(sample(local_rows(tmp_path / "reviews.csv", columns), columns)) == 60
 
 
+def test_a_row_that_cannot_be_read_has_no_label_and_costs_none_of_the_others(lay) -> None:
+    source = lay("reviews.jsonl", reviews(60))
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join([*lines[:5], '{"review": "torn', *lines[5:]]))
+    columns = Columns("review", "stars")
+    assert len(sample(local_rows(source, columns), columns)) == 60
+
+
 @pytest.mark.parametrize(
     ("columns", "message", "field"),
     [
