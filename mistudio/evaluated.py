@@ -41,6 +41,7 @@ MEANINGS = {
     "mse": "summed over the dimensions, mean over tokens",
     "l0": "latents per token",
     "ce_recovered": "against zero ablation",
+    **dict.fromkeys(("ce_clean", "ce_sae", "ce_zero", "kl_sae", "kl_zero"), "nats per token"),
     "kl_recovered": "against zero ablation",
     "share_of_near_duplicates": "cosine above 0.9",
     "nearest_decoder_cosine": "mean over latents",
@@ -83,6 +84,16 @@ def groups(figures: Mapping[str, dict[str, Any]]) -> list[Group]:
         if rows:
             found.append(Group(title, said_once(rows)))
     return found
+
+
+def at_the_end(metrics: Mapping[str, Any]) -> list[Row]:
+    """The figures, without intervals, of what was measured when a training ended."""
+    return said_once([row(name, {"value": metrics[name]}, "") for name in LABELS if name in metrics])
+
+
+def counts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What else was told with them: on how much, and of how many latents."""
+    return {name: value for name, value in metrics.items() if name not in LABELS}
 
 
 def said_once(rows: list[Row]) -> list[Row]:

@@ -8,6 +8,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from jobs.kinds.sources import is_path
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.errors import WithHint
+from mistudio.evaluated import at_the_end, counts
 from mistudio.evidence import density_figure
 from mistudio.forms.artifact import ArtifactForm
 from mistudio.forms.export import SaeExportForm
@@ -51,6 +52,8 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "scan": newest,
         "evaluations": evaluations,
         "evaluation": next((one for one in evaluations if one.ready), None),
+        "measured": at_the_end(row.metrics),
+        "counts": counts(row.metrics),
         "densities": density_figure(newest) if newest else "",
         "form": form,
         "users": users,

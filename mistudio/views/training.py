@@ -19,13 +19,22 @@ CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
     ("loss", "Loss", "", "What the optimizer minimises: of each kind another sum", 1, {"smooth": True}),
     ("l0", "L0", "latents", "Active latents per token", 1, {"y_min": 0}),
     ("ce_recovered", "CE recovered", "", "Of held-out predictions, against zero ablation", 1, {"y_max": 1}),
-    ("dead", "Dead latents", "%", "Latents that have not fired for the dead window", 100, {"y_min": 0}),
-    ("tokens_per_second", "Throughput", "tokens/s", "Tokens trained on per second", 1, {"y_min": 0, "smooth": True}),
+    ("dead", "Dead latents", "%", "Silent on the last tenth of the run, 10 M tokens at most", 100, {"y_min": 0}),
+    (
+        "tokens_per_second",
+        "Throughput",
+        "tokens/s",
+        "Tokens per second from point to point",
+        1,
+        {"y_min": 0, "smooth": True},
+    ),
     ("memory", "Memory", "GiB", "Of the process or, on a GPU, of its tensors there", 2**-30, {"y_min": 0}),
     ("lr", "Learning rate", "", "Size of the optimizer's steps", 1, {"y_min": 0}),
 )
 
 FEW = 8  # lines
+MAGNITUDES = ("loss", "l0")  # in which kinds may differ by some; their lines stand by the logarithm then
+APART = 20.0  # times higher than the lowest line the highest ends
 OF_THE_RUN = ("tokens_per_second", "memory")  # the others are of each SAE
 
 
@@ -105,13 +114,19 @@ def charts(row: Training, points: list[tuple[int, dict[str, float]]], n_saes: in
         ]
         if not any(line.points for line in lines):
             continue
+        log = name in MAGNITUDES and apart([line.points[-1][1] for line in lines if line.points])
         height = 140 if len(lines) <= FEW else 240  # room for the numbers at the ends
         figure = lines_chart(
-            lines, height=height, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", **how
+            lines, height=height, title=heading, unit=unit, x_max=row.n_tokens, x_label="tokens", log=log, **how
         )
         now = lines[0].points[-1][1] if len(lines) == 1 else None
         drawn.append({"heading": heading, "unit": unit, "meaning": meaning, "now": now, "figure": figure})
     return drawn
+
+
+def apart(ends: list[float]) -> bool:
+    """Would the lowest line lie flat on the axis below the highest?"""
+    return 0 < APART * min(ends) < max(ends)
 
 
 def visible(user: Any, key: str) -> bool:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -218,6 +219,13 @@ def test_figures_stand_in_groups_in_the_order_of_their_meaning(alice):
         "Accuracy by latents, k = 1",
         *(f"TPP, latents taken out: {n}" for n in (2, 20, 100))
     ]  # fmt: skip
+
+
+def test_what_a_training_measured_has_the_names_and_units_of_an_evaluation(alice, client_of):
+    row = rows.sae(alice.team, metrics={"ce_clean": 2.191, "ce_sae": 2.41, "ce_tokens": 32_487})
+    page = client_of(alice).get(row.get_absolute_url()).content.decode()
+    said = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "CE of the model nats per token 2.191 CE with the SAE 2.410 CE tokens 32,487" in said
 
 
 def test_small_figures_keep_their_places_and_tiny_ones_their_digits():

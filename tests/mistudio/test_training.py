@@ -234,6 +234,19 @@ def test_every_row_has_the_line_that_the_charts_draw_it_with(alice, client_of):
     assert all(f'class="line {key}"' in charts for key in keys)
 
 
+def test_lines_of_other_magnitudes_stand_by_their_logarithm(alice, client_of):
+    run = sweep(alice.team, n=2)
+
+    def ticks():
+        page = client_of(alice).get(run.get_absolute_url()).content.decode()
+        drawn = page[page.index("<h3>L0</h3>") :]
+        return re.findall(r">([\d,.]+)</text>", drawn[: drawn.index("</svg>")])
+
+    assert ticks()[:3] == ["0", "2", "4"]
+    Metric.objects.create(job=run.job, step=6, values={"l0.0": 4.0, "l0.1": 484.0})
+    assert ticks()[:3] == ["1", "10", "100"]
+
+
 def test_finished_saes_are_linked_ordered_by_an_address_and_drawn_against_their_sparsity(alice, client_of):
     run, client = sweep(alice.team, n=4, ready_at=timezone.now()), client_of(alice)
     page = client.get(run.get_absolute_url()).content.decode()
