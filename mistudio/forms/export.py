@@ -10,7 +10,7 @@ from mistudio.models.export import CHOICES
 class ExportForm(ArtifactForm):
     class Meta:
         model = Export
-        fields = ("sae", "format", "repository", "public", "licence", "name")
+        fields: tuple[str, ...] = ("sae", "format", "repository", "public", "licence", "name")
         labels = {"sae": "SAE", "repository": "Push to", "public": "Public repository"}
         help_texts = {
             "format": f"One of {', '.join(name for name, _ in CHOICES)}.",
