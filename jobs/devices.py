@@ -1,7 +1,8 @@
-"""Which GPU a job computes on: one of its own, as long as there are as many as jobs."""
+"""Which GPUs a job computes on: of its own, as long as there are enough for all jobs."""
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -62,13 +63,13 @@ def handle_of(pynvml: Any, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def device_of_its_own(queue: str) -> Iterator[dict[str, str]]:
-    """The environment of a process that sees one GPU, held as long as the block lasts. The kernel lets go of the lock
-    however this process ends. Jobs beyond the number of GPUs share the first."""
+def devices_of_its_own(queue: str, n: int = 1) -> Iterator[dict[str, str]]:
+    """The environment of a process that sees n GPUs, held as long as the block lasts; fewer where fewer are free. The
+    kernel lets go of the locks however this process ends. Jobs beyond the number of GPUs share the first."""
     there_are = devices() if queue == "gpu" else []
     with contextlib.ExitStack() as held:
-        free = next((name for name in there_are if take(name, held)), there_are[0] if there_are else None)
-        yield {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": free} if free is not None else {}
+        free = list(itertools.islice((name for name in there_are if take(name, held)), n)) or there_are[:1]
+        yield {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(free)} if free else {}
 
 
 def take(name: str, held: contextlib.ExitStack) -> bool:

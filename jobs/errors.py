@@ -86,6 +86,7 @@ CODES_BY_NAME: dict[str, str] = {
     "UnicodeDecodeError": "CORRUPT_DATA",
     "ReadTimeout": "TIMEOUT",
     "ConnectTimeout": "TIMEOUT",
+    "ProcessLost": "WORKER_LOST",
     "UnsupportedModel": "VALIDATION",
     "UnknownSite": "VALIDATION",
     "WithHint": "VALIDATION",  # what the engine refuses; CorruptData, one of them, has its own code above

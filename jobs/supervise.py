@@ -18,7 +18,7 @@ from django.db import DatabaseError, connections
 from django.utils import timezone
 
 from jobs import processes
-from jobs.devices import device_of_its_own
+from jobs.devices import devices_of_its_own
 from jobs.endings import failed, judge, settle
 from jobs.errors import classify
 from jobs.logs import log_path, open_log, trim
@@ -136,9 +136,9 @@ class Supervision:
         self.heartbeat = self.looked = time.monotonic()
 
     def run(self) -> None:
-        with device_of_its_own(self.job.queue) as device:
+        with devices_of_its_own(self.job.queue, self.job.params.get("processes", 1)) as devices:
             try:
-                child = self.start(device)
+                child = self.start(devices)
             except OSError as error:  # a full disk, or no processes left
                 settle(self.job, failed(self.job, asdict(classify(error)), {}))
                 return

@@ -10,8 +10,10 @@ from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.kinds.sources import check_absolute, check_precision
 from jobs.ml.config import AUTO, PRECISIONS, SELECTIONS, UNSETTLED_ROWS, BadConfig, Member, TrainConfig
+from jobs.ranks import company
 
 if TYPE_CHECKING:
+    from jobs.ml.parallel import Ranks
     from jobs.ml.train import Run
 
 LABEL = "Train SAE"
@@ -23,6 +25,7 @@ ON_SUCCESS = "mistudio.ingest.training"
 
 GLANCES, GLANCE_TOKENS = 10, 2048  # how often, and on how many held-out tokens, predictions are looked at on the way
 BEGUN, RESULT = "begun.json", "result.json"
+WISHES = ("", "finish", "pause", "cancel", "stop")  # as the first of several processes tells the others
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Params:
     dataset_name: str = ""
     caches: tuple[str, ...] = ()  # folders of activation caches to read in the place of running the model
     cache_weights: tuple[float, ...] = ()  # shares of each batch; empty: by number of tokens
+    processes: int = 1  # of this machine, each with its share of every batch, and a GPU of its own where there are some
 
     def __post_init__(self) -> None:
         if not self.saes:
@@ -59,10 +63,13 @@ class Params:
         except TypeError as error:
             raise InvalidInput(f"An SAE has a setting that is not known: {error}.", field="saes") from error
         check_precision(self.dtype, (AUTO, *PRECISIONS))
-        for field in ("buffer_tokens", "model_batch", "evaluation_tokens"):
+        for field in ("buffer_tokens", "model_batch", "evaluation_tokens", "processes"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InvalidInput(f"{field} must be at least 1.", field=field)
+        if self.batch_tokens % self.processes:
+            said = f"batch_tokens must be a multiple of the {self.processes} processes that share a batch."
+            raise InvalidInput(said, field="processes")
         check_absolute(self, "model_folder", "tokens_folder", "folder")
         for field, folders in (("caches", self.caches), ("saes", self.sae_folders)):
             if not all(Path(folder).is_absolute() for folder in folders):
@@ -96,7 +103,7 @@ def member(reads: Sequence[str], writes: Sequence[str] = (), **settings: Any) ->
 
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough: the same batches in smaller parts, so the same result."""
-    part = params.micro_batch_tokens or params.batch_tokens
+    part = params.micro_batch_tokens or params.batch_tokens // params.processes
     rows = params.model_batch or read(params, BEGUN).get("model_batch", UNSETTLED_ROWS)
     less = replace(params, micro_batch_tokens=max(1, part // 2), model_batch=max(1, rows // 2))
     return less if part > 1 or rows > 1 else None
@@ -104,23 +111,53 @@ def smaller(params: Params) -> Params | None:
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on from the last checkpoint, to the same weights."""
-    from jobs.ml import checkpoint, store, training
-    from jobs.ml.meter import Meter
+    from jobs.ml import store
 
-    folder = Path(params.folder)
     told = store.fingerprint(asdict(params))
     if (before := read(params, RESULT)).get("params") == told:
         return before["result"]
     ctx.stage("load")
+    with company("train_sae", asdict(params), params.processes) as ranks:
+        result = fit(params, ctx, ranks)
+    store.write_json(Path(params.folder) / RESULT, {"params": told, "result": result})
+    store.remove(Path(params.folder) / "checkpoints")
+    return result
+
+
+def assist(params: Params, ranks: "Ranks") -> None:
+    """What each of the other processes does: its share of every step, until the first leaves."""
+    run = begin(params, ranks)
+    for tick in run.run():
+        wish = WISHES[ranks.told(0)]
+        if wish and (wish != "finish" or tick.step):
+            return
+
+
+def begin(params: Params, ranks: "Ranks") -> "Run[Any]":
+    """Where the last attempt left it. What is open, the first process settles for all."""
+    from jobs.ml import checkpoint, training
+
+    folder = Path(params.folder)
     own = (
         *("model_folder", "tokens_folder", "seed", "buffer_tokens", "model_batch", "skip_special", "dtype"),
         *("selection", "caches", "cache_weights"),
     )
+    settings = {name: getattr(params, name) for name in own}
+    with ranks.first_goes_first():
+        run = training.begin(params.members(), begun=folder / BEGUN, ranks=ranks, **settings)
+        checkpoint.resume(run, folder / "checkpoints")
+    return run
+
+
+def fit(params: Params, ctx: Context, ranks: "Ranks") -> dict[str, Any]:
+    from jobs.ml import training
+    from jobs.ml.meter import Meter
+
     meter = Meter()
-    run = training.begin(params.members(), begun=folder / BEGUN, **{name: getattr(params, name) for name in own})
-    ctx.log(training.source_of(run.stream))
+    run = begin(params, ranks)
+    ctx.log(training.source_of(run.stream) + (f", shared by {ranks.size} processes" if ranks.size > 1 else ""))
     ctx.check()
-    if checkpoint.resume(run, folder / "checkpoints"):
+    if run.step:
         ctx.log(f"goes on from step {run.step} of {run.config.steps}")
     train(run, params, ctx)
     for n, trainer in enumerate(run.trainers, 1):
@@ -131,11 +168,9 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     names = {"model_name": params.model_name, "dataset_path": params.dataset_name}
     share, tokens = lambda done, total: ctx.reach(done / total), params.evaluation_tokens
     result = training.finish(run, params.sae_folders, tokens=tokens, on_progress=share, **names)
-    if not params.caches:  # else the model was run to evaluate alone
+    if not params.caches and params.processes == 1:  # else it is no measurement of the model on one device
         meter.run(run.stream.model_batch, run.stream.shards.context_length, run.tokens, run.seconds)
     result["measured"] = meter.report(run.stream.model)
-    store.write_json(folder / RESULT, {"params": told, "result": result})
-    store.remove(folder / "checkpoints")
     return result
 
 
@@ -169,7 +204,8 @@ def train(run: "Run[Any]", params: Params, ctx: Context) -> None:
             speed = (tick.tokens - tokens) / max(1e-6, now - told)
             ctx.metric(tick.step, **values, tokens_per_second=speed, memory=memory_now(run.device))
             told, tokens = now, tick.tokens
-        wish = ctx.wish()  # asked once: what is wished for between here and ctx.check() would find no checkpoint
+        # Asked once: what is wished for between here and ctx.check() would find no checkpoint.
+        wish = WISHES[run.ranks.told(WISHES.index(ctx.wish() or ""))]
         if wish == "finish" and tick.step:  # there is nothing to keep before the first step
             run.stopped = True
             break

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from jobs.ml import store
 from jobs.ml.errors import WithHint
 from jobs.ml.language_model import precision_of
+from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.sequences import batch
 from jobs.ml.sites import Site, capture_all, resolve
 from jobs.ml.tokens import TokenShards
@@ -44,11 +45,12 @@ class ActivationStream:
         skip_special: bool = True,
         model_batch: int = 8,
         device: str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
-        """model_batch: sequences per forward pass; device: where the activations are kept. Raises
-        ValueError.
+        """model_batch: sequences per forward pass; device: where the activations are kept; ranks: processes that share
+        the forward passes, and all get all activations. Raises ValueError.
         """
-        self.model, self.shards = model, shards
+        self.model, self.shards, self.ranks = model, shards, ranks
         self.sites: dict[str, Site] = {
             name: resolve(model, name) for name in ([sites] if isinstance(sites, str) else sites)
         }
@@ -138,11 +140,17 @@ class ActivationStream:
         for site in self.sites.values():
             if len(self._buffers.get(site.name, ())) != total:
                 self._buffers[site.name] = torch.empty(total, site.width, device=self.device)
-        filled = 0
-        for start in range(0, len(rows), self.model_batch):
-            filled += self._run(rows[start : start + self.model_batch], filled)
+        ends = self.kept[rows].cumsum()
+        if self.ranks.size > 1:
+            for buffer in self._buffers.values():
+                buffer.zero_()
+        for turn in range(0, len(rows), self.model_batch * self.ranks.size):
+            start = turn + self.model_batch * self.ranks.rank
+            if start < len(rows):
+                self._run(rows[start : start + self.model_batch], int(ends[start - 1]) if start else 0)
             yield
         for name, buffer in self._buffers.items():
+            self.ranks.sum(buffer)  # what the others have run is zero here
             if not torch.isfinite(buffer).all():
                 raise NonFiniteActivations(
                     f"{name} gave activations that are not finite numbers, met at step {step}.",
@@ -152,16 +160,13 @@ class ActivationStream:
         self._order = torch.from_numpy(order).to(self.device)
         self._chunk = epoch, chunk
 
-    def _run(self, rows: np.ndarray, filled: int) -> int:
-        """The activations of the tokens of these sequences that count, into the buffers; how many there are."""
+    def _run(self, rows: np.ndarray, first: int) -> None:
+        """The activations of the tokens of these sequences that count, into the buffers from the place `first` on."""
         longest = int(self.shards.lengths(rows[:1])[0])
         read = batch(self.shards, rows, self.skip_special).cut(longest).to(self.model.device)
-        n = 0
         for name, tensor in capture_all(self.model, list(self.sites.values()), read.ids, read.attention).items():
             x = read.counted(tensor)
-            n = len(x)
-            self._buffers[name][filled : filled + n] = x  # also to float32, and from the model's device to this one
-        return n
+            self._buffers[name][first : first + len(x)] = x  # also to float32, and from the model's device to this one
 
 
 def generator(*key: int) -> np.random.Generator:

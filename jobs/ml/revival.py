@@ -22,5 +22,6 @@ def revive(sae: Sae, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
     chosen = (strength.abs() if sae.signed else strength).topk(n, dim=-1, sorted=False).indices
     kept = a.gather(1, chosen)
     f = torch.zeros_like(a).scatter(1, chosen, kept if sae.signed else kept.relu())
-    variance = squared_error(residual, residual.mean(0).expand_as(residual))
+    mean = sae.ranks.mean(residual.mean(0))
+    variance = sae.ranks.mean(squared_error(residual, mean.expand_as(residual)))
     return squared_error(residual, f @ W_dec) / variance.clamp_min(1e-6)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.ml.config import TrainConfig
+from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.support import Codes, Linear, Support, gather_sum
 
 INITIAL_NORM = 0.1  # of the rows of W_dec and W_enc, as in SAELens
@@ -69,6 +70,7 @@ class Sae(nn.Module):
     TAKES: ClassVar[tuple[str, ...]] = ()  # options that the constructor takes, beside the shape
     signed: ClassVar[bool] = False  # codes may be negative
     reach: ClassVar[Mapping[str, float]] = {}  # of parameters: how far a training must be able to move each number
+    ranks: Ranks = ALONE  # that train it together: a batch is what all of them see
 
     def __init__(self, d_in: int, width: int, **shape: Unpack[Shape]) -> None:
         super().__init__()

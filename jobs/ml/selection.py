@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jobs.ml import compiled
+from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.support import Dense, Linear, Sparse, Support
 
 CHUNK = {"cpu": 3 * 2**19, "cuda": 2**29}  # pre-activations held at once
@@ -70,8 +71,11 @@ def largest_of_rows(x: Tensor, encoder: Linear, k: int, dtype: torch.dtype | Non
 
 
 @torch.no_grad()
-def largest_of_batch(x: Tensor, encoder: Linear, n: int, dtype: torch.dtype | None) -> tuple[Sparse, float]:
-    """The n largest positive pre-activations of the batch, and the least of them; fewer where fewer are positive.
+def largest_of_batch(
+    x: Tensor, encoder: Linear, n: int, dtype: torch.dtype | None, ranks: Ranks = ALONE
+) -> tuple[Sparse, float]:
+    """The n largest positive pre-activations of the batch, and the least of them; fewer where fewer are positive. Of
+    several processes each has a part of the batch, and n is its share.
 
     The threshold that lets few more than n through is guessed on the first rows. A guess that was too high is seen by
     what came through, and another is made: the result is exact.
@@ -81,17 +85,21 @@ def largest_of_batch(x: Tensor, encoder: Linear, n: int, dtype: torch.dtype | No
         floor, pairs = -1.0, []
         for start, a in preactivations(x, encoder, dtype):
             if start == 0:
-                floor = guess(a, share)
+                floor = ranks.least(guess(a, share))
             pairs.append(above(a, floor, start))
         rows, latents, values = (torch.cat(part) for part in zip(*pairs, strict=True))
-        if len(values) >= n or floor <= 0:
+        whole, own = ranks.gather(values.float())
+        if len(whole) >= n * ranks.size or floor <= 0:
             break
         share *= 4
-    if len(values) > n:
-        least = values.float().kthvalue(len(values) - n + 1).values
-        kept = first_of(values.float(), least, n)
-        rows, latents, values = rows[kept], latents[kept], values[kept]
-    return Sparse.of_pairs(rows, latents, len(x), len(encoder.W)), float(values.min()) if len(values) else 0.0
+    if len(whole) > n * ranks.size:
+        least = whole.kthvalue(len(whole) - n * ranks.size + 1).values
+        kept = first_of(whole, least, n * ranks.size)
+        whole = whole[kept]
+        if ranks.size > 1:
+            kept = kept[(kept >= own.start) & (kept < own.stop)] - own.start
+        rows, latents = rows[kept], latents[kept]
+    return Sparse.of_pairs(rows, latents, len(x), len(encoder.W)), float(whole.min()) if len(whole) else 0.0
 
 
 def guess(a: Tensor, share: float) -> float:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from jobs.ml.architectures import build
 from jobs.ml.config import BadConfig, Member
 from jobs.ml.errors import WithHint
+from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.revival import revive
 from jobs.ml.sae import TINY, Fit, Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
@@ -60,14 +62,15 @@ class Tick:
 class Trainer:
     """One SAE in training. Everything random happens before the first step, so there is no generator to save."""
 
-    def __init__(self, member: Member, sites: Mapping[str, Site], device: str = "cpu") -> None:
+    def __init__(self, member: Member, sites: Mapping[str, Site], device: str = "cpu", *, ranks: Ranks = ALONE) -> None:
         """Raises BadConfig, ValueError."""
         member.check()
-        self.member, self.config, self.device = member, member.config, device
+        self.member, self.config, self.device, self.ranks = member, member.config, device, ranks
         config, self.widths = self.config, [[sites[name].width for name in side] for side in self.sides]
         d_in, d_out = map(sum, self.widths)
         options = {**config.options, "parts": self.widths[0]}
         self.sae: Sae = build(config.architecture, d_in, config.width, d_out=d_out, **options).to(device)
+        self.sae.ranks = ranks
         groups = [
             {"params": [parameter], "least": self.sae.reach.get(name, 0.0) / config.steps}  # learning rate at the peak
             for name, parameter in self.sae.named_parameters()
@@ -98,7 +101,8 @@ class Trainer:
         return x, side_by_side(batch, self.member.writes, self.scales[1]) if self.member.writes else x
 
     def update(self, batch: Activations, step: int) -> dict[str, float]:
-        """One optimizer step; metrics where this step is to be logged. None is taken once it was seen to diverge."""
+        """One optimizer step with the rows of this process; metrics, of all rows, where this step is to be logged. None
+        is taken once it was seen to diverge."""
         logged = not (step + 1) % self.config.log_every or step + 1 == self.config.steps
         if self.diverged is not None:
             return {"diverged": self.diverged} if logged else {}
@@ -111,7 +115,8 @@ class Trainer:
             group["lr"] = lr * max(1.0, group["least"] / self.config.peak_lr)
         self.optimizer.zero_grad()
         sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
-        self.silent = torch.where(fired > 0, 0, self.silent + len(x))
+        rows = len(x) * self.ranks.size
+        self.silent = torch.where(fired > 0, 0, self.silent + rows)
         norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
@@ -120,14 +125,15 @@ class Trainer:
             return {}
         if (bad := self.look()) is not None:
             return {"diverged": bad}
-        sums |= {"fvu": sums["mse"] * len(x) / squared_deviation(y).clamp_min(TINY), "l0": fired.sum() / len(x)}
+        deviation = squared_deviation(y, self.ranks).clamp_min(TINY)
+        sums |= {"fvu": sums["mse"] * rows / deviation, "l0": fired.sum() / rows}
         dead = (self.silent >= self.config.dead_window).float().mean()
         return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
 
     def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[dict[str, Tensor], Tensor]:
         """Backward over the batch x [B, D], y [B, D_out] in micro-batches: what the loss is the sum of, as scalars on
         the device, and on how many rows each latent fired [M]. What is active is chosen in the whole batch, so that its
-        parts change nothing."""
+        parts change nothing. All that comes out, gradients too, is of the rows of all processes."""
         support = self.sae.support(x, self.selection)
         self.sae.observe(x, support, moment)
         fired = torch.zeros_like(self.sae.b_enc)
@@ -138,11 +144,13 @@ class Trainer:
             own = support if len(part) == len(x) else support.part(start, start + len(part))
             fit = self.sae.fit(part, target, own, moment)
             loss = self.add_aux(fit, part, target, moment.dead)
-            share = len(part) / len(x)
+            share = len(part) / (len(x) * self.ranks.size)
             (loss * share).backward()
             for name, value in {"loss": loss, **fit.parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * share
             fired += fit.fired
+        gradients = [one.grad for one in self.sae.parameters() if one.grad is not None]
+        self.ranks.sum(*gradients, fired, *sums.values())
         return sums, fired
 
     def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor) -> Tensor:
@@ -183,11 +191,20 @@ class Run(Generic[Source]):
     alone."""
 
     def __init__(
-        self, members: Sequence[Member], stream: Source, device: str = "cpu", *, read_ahead: bool = True
+        self,
+        members: Sequence[Member],
+        stream: Source,
+        device: str = "cpu",
+        *,
+        devices: Sequence[str] = (),
+        ranks: Ranks = ALONE,
+        read_ahead: bool = True,
     ) -> None:
-        """read_ahead: the activations of the next step are made in a thread while this one is computed. Raises
-        BadConfig, ValueError."""
-        self.stream, self.device, self.read_ahead = stream, device, read_ahead
+        """devices: the SAEs are dealt out to them; none is all to `device`. ranks: processes that train all SAEs
+        together, each with its rows of every batch. read_ahead: the activations of the next step are made in a thread
+        while this one is computed; not where processes must speak in one order. Raises BadConfig, ValueError."""
+        self.stream, self.device, self.devices, self.ranks = stream, device, devices or (device,), ranks
+        self.read_ahead = read_ahead and ranks.size == 1
         self.coming: Future[Activations] | None = None  # the activations of the next step
         self.config = members[0].config
         for name in ("tokens", "batch_tokens", "log_every"):
@@ -196,7 +213,15 @@ class Run(Generic[Source]):
         if stream.batch_tokens != self.config.batch_tokens:
             said = f"the stream gives {stream.batch_tokens}, the configuration asks for {self.config.batch_tokens}."
             raise BadConfig("batch_tokens", f"batch_tokens must be the same for both: {said}")
-        self.trainers = [Trainer(member, stream.sites, device) for member in members]
+        if stream.batch_tokens % ranks.size:
+            said = f"a multiple of the {ranks.size} processes that share a batch, not {stream.batch_tokens}."
+            raise BadConfig("batch_tokens", f"batch_tokens must be {said}")
+        if len(self.devices) > 1 and ranks.size > 1:
+            raise BadConfig("devices", "devices are for one process: of several, each has one of its own.")
+        self.trainers = [
+            Trainer(member, stream.sites, self.devices[n % len(self.devices)], ranks=ranks)
+            for n, member in enumerate(members)
+        ]
         self.step = 0
         self.stopped = False  # ended before the last step, by choice
         self.seconds = 0.0  # spent in training, over all attempts
@@ -211,7 +236,7 @@ class Run(Generic[Source]):
 
     def run(self) -> Iterator[Tick]:
         """Raises Diverged where no SAE is left that learns, NonFiniteActivations."""
-        with ThreadPoolExecutor(1, "read-ahead") as reader:
+        with ThreadPoolExecutor(1, "read-ahead") as reader, ThreadPoolExecutor(len(self.devices), "device") as workers:
             while not self.finished:
                 started = time.monotonic()
                 yield from (self.tick() for _ in self.reading())
@@ -219,15 +244,25 @@ class Run(Generic[Source]):
                 if self.step == 0:
                     sample = self.stream.sample()
                     for trainer in self.trainers:
-                        trainer.begin(sample, batch)
+                        trainer.begin(on(trainer.device, sample), on(trainer.device, batch))
                 more = self.read_ahead and self.step + 1 < self.config.steps
                 self.coming = reader.submit(self.stream.batch, self.step + 1) if more else None
-                metrics = [trainer.update(batch, self.step) for trainer in self.trainers]
+                metrics = self.update(batch, workers)
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 if metrics[0]:
                     self.check()
                 yield self.tick(metrics if metrics[0] else ())
+
+    def update(self, batch: Activations, workers: Executor) -> list[dict[str, float]]:
+        """One step of every SAE. Those on different devices take it at the same time: where one waits for its device,
+        its thread does."""
+        own = {name: x[self.ranks.own(len(x))] for name, x in batch.items()}
+        copies = {device: on(device, own) for device in self.devices}
+        updates = [partial(trainer.update, copies[trainer.device], self.step) for trainer in self.trainers]
+        if len(self.devices) == 1:
+            return [update() for update in updates]
+        return [future.result() for future in [workers.submit(update) for update in updates]]
 
     def reading(self) -> Iterator[None]:
         """Until the activations of this step are there, with stops for the caller to listen."""
@@ -264,6 +299,12 @@ def spread(scales: Sequence[float], widths: Sequence[int]) -> Tensor:
     return values[0] if len(scales) == 1 else values.repeat_interleave(torch.tensor(widths))
 
 
-def squared_deviation(x: Tensor) -> Tensor:
-    """Of the rows of x [B, D] from their mean, summed."""
-    return (x - x.mean(0)).square().sum()
+def on(device: str, batch: Activations) -> Activations:
+    return {name: x.to(device) for name, x in batch.items()}
+
+
+def squared_deviation(x: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Of the rows of x [B, D] of all processes from their mean, summed."""
+    total = (x - ranks.mean(x.mean(0))).square().sum()
+    ranks.sum(total)
+    return total

@@ -16,6 +16,7 @@ from jobs.ml.config import AUTO, UNSETTLED_ROWS
 from jobs.ml.determinism import selection_of, set_up
 from jobs.ml.evaluate import evaluate, predictions
 from jobs.ml.language_model import is_causal, load_model, precision_of
+from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.saelens import save_sae
 from jobs.ml.tokens import TokenShards
 from jobs.ml.train import Member, Run, Trainer
@@ -44,9 +45,11 @@ def begin(
     begun: Path,
     caches: Sequence[str] = (),
     cache_weights: Sequence[float] = (),
+    ranks: Ranks = ALONE,
 ) -> Run[Activations]:
     """A run before its first step, on the first GPU where there is one. It reads the caches where some are given, else
-    runs the model. seed: of the order of the activations.
+    runs the model. seed: of the order of the activations. ranks: the processes that share it, of which the first must
+    have left this function before the others enter it.
 
     What is left open, dtype and selection `auto` and model_batch None, is decided once: the file `begun` keeps it for
     later attempts, since all leave their mark in the last bits of the weights.
@@ -76,11 +79,12 @@ def begin(
         )  # fmt: skip
         settled |= {"dtype": dtype, "model_batch": rows}
         stream = ActivationStream(
-            model, sites, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, model_batch=rows, **reading
-        )
+            model, sites, shards, buffer_tokens=buffer_tokens, skip_special=skip_special, model_batch=rows, ranks=ranks,
+            **reading,
+        )  # fmt: skip
     if settled != earlier:
         store.write_json(begun, settled)
-    return Run[Activations](members, stream, device)
+    return Run[Activations](members, stream, device, ranks=ranks)
 
 
 def glance(run: Run[Activations], tokens: int) -> list[dict[str, float]]:
@@ -127,6 +131,7 @@ def finish(
         "stopped_early": run.stopped,
         "dtype": stream.dtype,  # of the language model
         "model_batch": stream.model_batch,
+        "processes": run.ranks.size,
     }
     run.check()
     learnt = [trainer for trainer in run.trainers if trainer.diverged is None]

@@ -20,6 +20,7 @@ from mistudio.models.plan import MOST, names_of
 
 WIDEST = 2**20
 WIDTH, TOKENS = 2048, 1_000_000
+MOST_PROCESSES = 64
 
 
 class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
@@ -57,6 +58,7 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
             "seed",
             "dtype",
             "selection",
+            "processes",
             "name",
         )
         labels = {
@@ -75,6 +77,7 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
             "and on a processor where a short trial shows it to be faster than float32.",
             "selection": "The precision in which the active latents are chosen; their values are computed in float32. "
             "The fastest is bfloat16 where the hardware multiplies it.",
+            "processes": "Of this machine: each takes its share of every batch, with GPUs on one of its own.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +87,7 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
         self.initial.setdefault("dtype", AUTO)
         self.initial.setdefault("architecture", "topk")
         self.initial.update(self.initial.pop("options", None) or {})
-        for name in ("n_tokens", "batch_tokens", "dtype", "selection"):
+        for name in ("n_tokens", "batch_tokens", "dtype", "selection", "processes"):
             self.fields[name].required = False
         for name in OPTIONS:
             self.fields[name].help_text = short_help(name)
@@ -189,6 +192,12 @@ class TrainingForm(OptionFields, ArtifactForm):  # type: ignore[misc,valid-type]
 
     def clean_selection(self) -> str:
         return self.cleaned_data["selection"] or AUTO
+
+    def clean_processes(self) -> int:
+        n, batch = self._between("processes", 1, MOST_PROCESSES, 1), self.cleaned_data.get("batch_tokens")
+        if batch and n > 0 and batch % n:
+            self.add_error("processes", f"A batch of {batch:,} tokens is not shared evenly by {n} processes.")
+        return n
 
     def _between(self, name: str, low: int, high: int, default: int) -> int:
         value = self.cleaned_data[name]

@@ -51,6 +51,7 @@ class Training(Artifact):
     selection = models.CharField(
         "choice of latents", max_length=20, choices=SELECTION, default=AUTO
     )  # the precision in which active latents are chosen
+    processes = models.PositiveSmallIntegerField(default=1)  # that share each batch
     result = models.JSONField(default=dict, editable=False)
 
     @cached_property
@@ -98,6 +99,7 @@ class Training(Artifact):
             "model_name": self.language_model.source,
             "dataset_name": self.tokenization.dataset.origin,
             "caches": [str(share.cache.folder) for share in reads],
+            "processes": self.processes,
             "cache_weights": [share.weight for share in reads if share.weight is not None],
         }
 
@@ -128,6 +130,7 @@ class Training(Artifact):
             "seed": self.seed,
             "dtype": self.dtype,
             "selection": "" if self.selection == AUTO else self.selection,
+            "processes": "" if self.processes == 1 else self.processes,
         }
 
     @property

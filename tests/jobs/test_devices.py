@@ -2,7 +2,7 @@ import psutil
 import pytest
 
 from jobs import devices
-from jobs.devices import device_of_its_own
+from jobs.devices import devices_of_its_own
 from jobs.models import Job
 from jobs.supervise import run_here
 
@@ -17,19 +17,26 @@ def seen(environment):
 
 
 def test_each_job_of_the_gpu_queue_sees_a_gpu_of_its_own_until_it_ends(two_gpus):
-    with device_of_its_own("gpu") as first:
-        with device_of_its_own("gpu") as second, device_of_its_own("gpu") as third:
+    with devices_of_its_own("gpu") as first:
+        with devices_of_its_own("gpu") as second, devices_of_its_own("gpu") as third:
             assert [seen(first), seen(second), seen(third)] == ["3", "7", "3"], "a third one has to share"
-        with device_of_its_own("gpu") as next_one:
+        with devices_of_its_own("gpu") as next_one:
             assert seen(next_one) == "7"
 
 
+def test_a_job_of_several_processes_sees_as_many_gpus_as_are_free(two_gpus):
+    with devices_of_its_own("gpu", 2) as both, devices_of_its_own("gpu", 2) as later:
+        assert [seen(both), seen(later)] == ["3,7", "3"], "the later one is told that they are too few"
+    with devices_of_its_own("gpu") as first, devices_of_its_own("gpu", 2) as rest:
+        assert [seen(first), seen(rest)] == ["3", "7"]
+
+
 def test_other_queues_and_machines_without_a_gpu_are_left_as_they_are(two_gpus, monkeypatch, tmp_path):
-    with device_of_its_own("cpu") as environment:
+    with devices_of_its_own("cpu") as environment:
         assert environment == {}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(devices, "DRIVER", tmp_path / "none")
-    with device_of_its_own("gpu") as environment:
+    with devices_of_its_own("gpu") as environment:
         assert environment == {}
 
 

@@ -28,7 +28,7 @@ class BatchTopK(TopK):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
 
     def support(self, x: Tensor, dtype: torch.dtype | None = None) -> Sparse:
-        support, self.least = largest_of_batch(x, self.weighted_encoder(), self.k * len(x), dtype)
+        support, self.least = largest_of_batch(x, self.weighted_encoder(), self.k * len(x), dtype, self.ranks)
         return support
 
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:

@@ -39,6 +39,7 @@ class PAnneal(Standard):
             return
         f = self.activate(support.encode(x, self.encoder()), support)
         before, after = self.penalty(f, support, float(self.p)), self.penalty(f, support, p)
+        self.ranks.sum(before, after)
         if before > 0 and after > 0:
             self.held *= before / after
         self.p.fill_(p)
