@@ -129,6 +129,11 @@ def meet(ranks: Ranks, here: int, beside: int, store: dist.Store | None = None) 
     return ranks
 
 
+def device() -> str:
+    """Of this process, once it has joined."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

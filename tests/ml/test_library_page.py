@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.ml.tiny import documents, save_model, tiny_model
+from jobs.ml.saelens import load_sae
+from tests.ml.test_parallel import torchrun
+from tests.ml.tiny import documents, save_model, tiny_model, tiny_tokens
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "library.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+FOUND = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+BLOCKS, [SCRIPT] = [one for one in FOUND if one[0] != "#"], [one for one in FOUND if one.startswith("# train.py\n")]
 
 
 def test_the_blocks_of_the_page_run_one_after_the_other_and_leave_what_it_says(tmp_path, monkeypatch):
@@ -24,6 +28,18 @@ def test_the_blocks_of_the_page_run_one_after_the_other_and_leave_what_it_says(t
     assert names["found"]["fvu"] < 1 and names["found"]["tokens"] > 0
     assert (tmp_path / "sae" / "cfg.json").is_file()
     assert torch.isclose(names["direction"].norm(), torch.ones(()))
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_is_run_by_two_processes(tmp_path, monkeypatch):
+    save_model(tiny_model("llama"), tmp_path / "model")
+    tiny_tokens(tmp_path / "tokens")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    done = torchrun("train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step 20 of 20, FVU 0.") == 1, "by the first alone"
+    assert load_sae("shared-sae").width == 256
 
 
 def test_no_step_of_the_page_is_long():
