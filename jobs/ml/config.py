@@ -40,7 +40,7 @@ class TrainConfig:
     lr_warmup_steps: int | None = None  # 1000, at most a twentieth of the steps
     lr_decay_share: float = 0.2  # of the steps, at the end, linearly to 0
     beta1: float = 0.9
-    beta2: float = 0.999
+    beta2: float | None = None  # 0.999; in runs of fewer than 6000 steps less, see squares_beta
     grad_clip: float = 1.0  # norm over all parameters
     dead_after_tokens: int | None = None  # a tenth of the run, at most 10 million
     selection: str = "float32"  # the precision in which the active latents are chosen, or "bfloat16"
@@ -82,7 +82,7 @@ class TrainConfig:
             ("lr_warmup_steps", (self.lr_warmup_steps or 0) >= 0, "at least 0"),
             ("lr_decay_share", 0 <= self.lr_decay_share <= 1, "from 0 to 1"),
             ("beta1", 0 <= self.beta1 < 1, "from 0 to below 1"),
-            ("beta2", 0 <= self.beta2 < 1, "from 0 to below 1"),
+            ("beta2", 0 <= (self.beta2 or 0) < 1, "from 0 to below 1"),
             ("grad_clip", self.grad_clip > 0, "above 0"),
             ("selection", self.selection in SELECTIONS, " or ".join(SELECTIONS)),
             ("dead_after_tokens", (self.dead_after_tokens or 1) >= 1, "at least 1"),
@@ -103,6 +103,12 @@ class TrainConfig:
     def warmup(self) -> int:
         """Steps until the learning rate is at its peak."""
         return min(1000, self.steps // 20) if self.lr_warmup_steps is None else self.lr_warmup_steps
+
+    @property
+    def squares_beta(self) -> float:
+        """Adam's mean of squared gradients is one over a sixth of the steps, 100 at least and 1000 at most: gradients
+        shrink fast in a short run."""
+        return 1 - 1 / min(1000, max(100, self.steps // 6)) if self.beta2 is None else self.beta2
 
     @property
     def dead_window(self) -> int:

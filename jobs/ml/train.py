@@ -75,7 +75,7 @@ class Trainer:
             {"params": [parameter], "least": self.sae.reach.get(name, 0.0) / config.steps}  # learning rate at the peak
             for name, parameter in self.sae.named_parameters()
         ]
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.squares_beta), fused=True)
         self.selection = None if config.selection == "float32" else getattr(torch, config.selection)
         self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
         self.silent = torch.zeros(config.width, dtype=torch.long, device=device)  # tokens since each latent fired

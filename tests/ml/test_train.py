@@ -224,6 +224,13 @@ def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
     assert TrainConfig(width=2**12, tokens=1).peak_lr == pytest.approx(4e-4)
 
 
+@pytest.mark.parametrize(
+    ("steps", "given", "beta"), [(60, None, 0.99), (1200, None, 0.995), (10**5, None, 0.999), (60, 0.9, 0.9)]
+)
+def test_the_mean_of_squared_gradients_is_shorter_in_short_runs(steps, given, beta) -> None:
+    assert TrainConfig(width=32, tokens=steps, batch_tokens=1, beta2=given).squares_beta == pytest.approx(beta)
+
+
 def test_the_penalty_rises_over_the_first_twentieth() -> None:
     config = TrainConfig(
         width=8, tokens=1000, batch_tokens=10, architecture="standard", options={"l1_coefficient": 4.0}
