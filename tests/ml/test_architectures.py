@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jobs.ml.architectures import ARCHITECTURES, build, class_of
+from jobs.ml.architectures import jumprelu as jumprelu_of_the_engine
 from jobs.ml.architectures.options import OPTIONS
 from jobs.ml.config import TrainConfig
 from jobs.ml.revival import revive
@@ -204,8 +205,9 @@ def test_every_architecture_has_its_formula_here() -> None:
     FORMULAS,
     ids=[" ".join([name, *map(str, own.values())]) for name, own, _ in FORMULAS],
 )
-def test_codes_losses_and_gradients_are_those_of_the_formula(name, options, formula, spread) -> None:
+def test_codes_losses_and_gradients_are_those_of_the_formula(name, options, formula, spread, monkeypatch) -> None:
     """In float64, to a relative error of 1e-6; where many latents are active (whole matrices) and where few are."""
+    monkeypatch.setattr(jumprelu_of_the_engine, "CHUNK", 10 * M)  # in seven parts
     sae = trained_like(name, **options).double()
     x, y = batch(sae, torch.float64)
     with torch.no_grad():
@@ -215,7 +217,7 @@ def test_codes_losses_and_gradients_are_those_of_the_formula(name, options, form
         sae.held.fill_(1.3)
     config = dataclasses.replace(config_of(name, **options, sparsity_warmup_share=0.0))
     support = sae.support(x)
-    if name in ("standard", "gated", "p_anneal"):
+    if name in ("standard", "gated", "p_anneal", "jumprelu"):
         assert isinstance(support, Sparse if spread else Dense)
     fit = sae.fit(x, y, support, Moment(config, 3, DEAD))
     fit.loss.backward()
