@@ -1,4 +1,7 @@
+import logging
+
 from django.apps import AppConfig
+from django.conf import settings
 
 
 class JobsConfig(AppConfig):
@@ -7,3 +10,5 @@ class JobsConfig(AppConfig):
 
     def ready(self) -> None:
         from jobs import checks  # noqa: F401  registers the system checks
+
+        logging.captureWarnings(settings.LOG_FORMAT == "json")  # whoever reads JSON reads nothing else

@@ -23,6 +23,7 @@ from jobs import processes
 from jobs.context import Context
 from jobs.errors import Cancelled, Paused, Stopped, classify
 from jobs.kinds import load_kind, make_params
+from jobs.log_format import speaking_of
 from jobs.models import Job, State
 from jobs.outcome import NO_SPACE, Outcome, plain, write_outcome
 from jobs.report import Reporter
@@ -45,9 +46,14 @@ def run(job_id: int, attempt: int) -> int:
     job = Job.objects.filter(pk=job_id, attempt=attempt, state=State.RUNNING).first()
     if job is None or not sign_in(job):
         return 3
+    with speaking_of(job):
+        return attempt_here(job)
+
+
+def attempt_here(job: Job) -> int:
     faulthandler.enable()
     give_way()
-    context = Context(job.pk, attempt, getattr(load_kind(job.kind), "STAGES", {}), job.percent)
+    context = Context(job.pk, job.attempt, getattr(load_kind(job.kind), "STAGES", {}), job.percent)
     listen(context)
     watch_parent()
     reporter = Reporter(job, context)

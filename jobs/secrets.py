@@ -3,19 +3,22 @@
 Only processes of the same user of this machine can read the environment of another."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from jobs.models import Job
+if TYPE_CHECKING:
+    from jobs.models import Job
 
 VARIABLES = ("HF_TOKEN",)
+ADDRESSES = ("DATABASE_URL", "REDIS_URL")
 SHORTEST = 8  # what is shorter is no secret, and would strike out ordinary words
 
 
-def secrets_of(job: Job) -> dict[str, str]:
+def secrets_of(job: "Job") -> dict[str, str]:
     """Of a kind that says HUB, what the domain knows for it; nothing for other kinds."""
     if not settings.JOB_SECRETS or not job.ability("HUB"):
         return {}
@@ -25,11 +28,20 @@ def secrets_of(job: Job) -> dict[str, str]:
 
 def hidden(text: str) -> str:
     """Without the secrets of this process."""
-    for name in VARIABLES:
-        secret = os.environ.get(name, "")
+    for secret in own():
         if len(secret) >= SHORTEST:
             text = text.replace(secret, "***")
     return text
+
+
+def own() -> Iterator[str]:
+    """What this process was started with and no log may show."""
+    yield from (os.environ.get(name, "") for name in VARIABLES)
+    yield from (settings.SECRET_KEY, settings.METRICS_TOKEN)
+    for name in ADDRESSES:
+        person = os.environ.get(name, "").partition("://")[2].rpartition("@")[0]
+        if ":" in person:
+            yield f"{person}@"  # not the password alone: it may be a word that is no secret elsewhere
 
 
 def known(given: dict[str, str]) -> set[str]:

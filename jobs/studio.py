@@ -17,10 +17,10 @@ from typing import IO, Any
 
 from django.conf import settings
 from django.db import connection
-from django.db.migrations.executor import MigrationExecutor
 
 from jobs import processes
 from jobs.queue import QUEUES
+from jobs.schema import unapplied
 from jobs.supervise import wait_for
 
 TEND = 0.5  # seconds between looks at the workers
@@ -36,8 +36,7 @@ class CannotStart(Exception):
 
 
 def require_migrations() -> None:
-    executor = MigrationExecutor(connection)
-    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+    if unapplied():
         raise CannotStart("The database is not prepared for this version. Run: mistudio migrate")
 
 

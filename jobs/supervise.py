@@ -21,6 +21,7 @@ from jobs import processes
 from jobs.devices import devices_of_its_own
 from jobs.endings import failed, judge, settle
 from jobs.errors import classify
+from jobs.log_format import speaking_of
 from jobs.logs import log_path, open_log, trim
 from jobs.models import Job, State
 from jobs.outcome import outcome_path, read_outcome
@@ -136,7 +137,8 @@ class Supervision:
         self.heartbeat = self.looked = time.monotonic()
 
     def run(self) -> None:
-        with devices_of_its_own(self.job.queue, self.job.params.get("processes", 1)) as devices:
+        n_devices = self.job.params.get("processes", 1)
+        with speaking_of(self.job), devices_of_its_own(self.job.queue, n_devices) as devices:
             try:
                 child = self.start(devices)
             except OSError as error:  # a full disk, or no processes left

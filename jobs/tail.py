@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.conf import settings
-from django.db.models import Max, Q
+from django.db.models import Max, Min, Q
+from django.utils import timezone
 
 from jobs import live
 from jobs.models import LiveEvent
@@ -162,6 +163,21 @@ TAILS: "WeakKeyDictionary[asyncio.AbstractEventLoop, Tail]" = WeakKeyDictionary(
 
 def tail_here() -> Tail:
     return TAILS.setdefault(asyncio.get_running_loop(), Tail())
+
+
+def pages_here() -> int:
+    """Open pages of this process, asked from any thread."""
+    watched = [set(pages) for tail in list(TAILS.values()) for pages in list(tail.watchers.values())]
+    return len(set().union(*watched))
+
+
+def lag_here() -> float:
+    """Seconds since the oldest event that this process should have read and has not; 0 while nothing waits."""
+    read = [tail.reader.high for tail in list(TAILS.values()) if tail.tasks and tail.reader]
+    if not read:
+        return 0.0
+    oldest = LiveEvent.objects.filter(pk__gt=min(read)).aggregate(at=Min("at"))["at"]
+    return max(0.0, (timezone.now() - oldest).total_seconds()) if oldest else 0.0
 
 
 def render_all(names: list[str]) -> dict[str, str | None]:

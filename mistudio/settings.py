@@ -31,6 +31,21 @@ def env_list(name: str, default: str) -> list[str]:
     return [part.strip() for part in (os.environ.get(name) or default).split(",") if part.strip()]
 
 
+def env_choice(name: str, *choices: str) -> str:
+    """The first is the default."""
+    text = os.environ.get(name) or choices[0]
+    if text not in choices:
+        raise ImproperlyConfigured(f"{name} is {text!r}: give {' or '.join(choices)}.")
+    return text
+
+
+def env_token(name: str) -> str:
+    text = os.environ.get(name, "")
+    if text and not (len(text) >= 16 and text.isascii() and text.isprintable() and " " not in text):
+        raise ImproperlyConfigured(f"{name}: give at least 16 letters and digits, say of: openssl rand -hex 32")
+    return text
+
+
 def env_rate(name: str) -> int | None:
     try:
         return parse_rate(os.environ.get(name, ""))
@@ -100,6 +115,8 @@ CACHE_QUOTA_BYTES = 10**9 * env_int("MISTUDIO_CACHE_QUOTA_GB", 0, 0, 10**6)  # o
 STOP_GRACE_SECONDS = env_int("MISTUDIO_STOP_GRACE_SECONDS", 20, 1, 3600)
 DOWNLOAD_RATE = env_rate("MISTUDIO_DOWNLOAD_RATE")  # bytes/s from the hub; None: no limit
 REDIS_URL = os.environ.get("REDIS_URL", "")
+LOG_FORMAT = env_choice("MISTUDIO_LOG_FORMAT", "line", "json")
+METRICS_TOKEN = env_token("MISTUDIO_METRICS_TOKEN")  # who sends it may read /metrics; "": nobody
 UPLOAD_LIMIT = env_int("MISTUDIO_UPLOAD_LIMIT", 64, 1, 100_000) * 2**30  # bytes of a file
 UPLOAD_QUOTA = env_int("MISTUDIO_UPLOAD_QUOTA", 128, 1, 1_000_000) * 2**30  # bytes of a team, until they are datasets
 
@@ -126,6 +143,7 @@ INSTALLED_APPS = [
     "monitoring",
 ]
 MIDDLEWARE = [
+    "jobs.probes.probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "mistudio.security.ContentSecurityPolicy",
@@ -234,8 +252,12 @@ CHANNEL_LAYERS: dict[str, Any] = {
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "line": {"class": "jobs.log_format.Line", "format": "{asctime} {levelname} {name}: {message}", "style": "{"},
+        "json": {"class": "jobs.log_format.JsonLine"},
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
+    "loggers": {"django": {"level": "INFO"}},  # without the handlers of its own, which would write in another form
     "root": {"handlers": ["console"], "level": "WARNING"},
 }
 
