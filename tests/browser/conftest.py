@@ -56,7 +56,7 @@ class Studio:
     def stop(self, how=signal.SIGINT):
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(90)
+            self.process.wait(40)
 
     def login_link(self):
         return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]

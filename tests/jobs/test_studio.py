@@ -153,6 +153,24 @@ def test_a_worker_that_dies_at_once_is_started_ever_more_slowly(monkeypatch):
     assert starts[-1] == now[0]
 
 
+def test_a_worker_for_which_there_is_no_process_is_tried_again_later_and_later(monkeypatch):
+    tried, now = [], [1000.0]
+
+    def refuse(argv, env):
+        tried.append(now[0])
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(rooms.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rooms.processes, "spawn", refuse)
+    worker = KeptWorker("cpu")
+    for _ in range(40):
+        worker.tend()
+        now[0] += 1
+    assert [b - a for a, b in zip(tried, tried[1:], strict=False)] == [2, 4, 8, 16]
+    worker.tell(signal.SIGTERM)
+    assert worker.ended()
+
+
 def test_whoever_does_not_stop_is_killed(monkeypatch):
     told = []
     studio = Studio(worker=False)

@@ -32,6 +32,13 @@ def restore(source, folder, files, **fields):
     return restore_model.run(params, Context(stages=restore_model.STAGES))
 
 
+def test_a_folder_that_depends_on_where_a_worker_runs_is_refused(source, files):
+    for make in (lambda: verify_model.Params("here", files), lambda: add_model.Params(str(source), "here")):
+        with pytest.raises(InvalidInput, match="absolute") as refused:
+            make()
+        assert refused.value.field == "folder"
+
+
 def test_whole_files_verify_byte_by_byte_and_the_structure_is_told(folder, files):
     ctx = Context(stages=verify_model.STAGES)
     result = verify(folder, files, ctx)
