@@ -96,8 +96,8 @@ def test_whichever_of_two_processes_is_killed_the_job_ends_at_once_and_nobody_is
     groups: set[int] = set()
 
     def look(now: Job) -> None:
-        if now.done:
-            groups.update(os.getpgid(one.pid) for one in family(now))
+        if now.pid and len(both := family(now)) == 2:
+            groups.update(os.getpgid(one.pid) for one in both)
             request_finish(now)
 
     job = run_here(job, on_look=look)
