@@ -66,7 +66,7 @@ def made(params: Params, folder: Path, room: Path, ctx: Context) -> dict[str, An
     ctx.stage("write", total=1)
     certificate, inner, label = written(params, room, ctx)
     (room / "README.md").write_text(told(params, inner, label, certificate), encoding="utf-8")
-    ctx.stage("pack", total=1)
+    ctx.stage("pack", total=weight(room), unit="bytes")
     archive = pack(room, folder / f"{file_name(params.about.get('name', 'sae'))}-{params.format}.zip", ctx)
     pushed: dict[str, Any] = {}
     if params.repository:
@@ -152,7 +152,7 @@ def pack(room: Path, archive: Path, ctx: Context) -> Path:
     for old in archive.parent.glob("*.zip"):
         old.unlink()
     files = sorted(path for path in room.rglob("*") if path.is_file())
-    total, done = sum(path.stat().st_size for path in files) or 1, 0
+    done = 0
     with store.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w") as target:
         for path in files:
             info = zipfile.ZipInfo(path.relative_to(room).as_posix())
@@ -164,7 +164,7 @@ def pack(room: Path, archive: Path, ctx: Context) -> Path:
                 while chunk := reader.read(2**22):
                     writer.write(chunk)
                     done += len(chunk)
-                    ctx.reach(done / total)
+                    ctx.reach(done)
     return archive
 
 

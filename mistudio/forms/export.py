@@ -22,6 +22,8 @@ class ExportForm(ArtifactForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["format"].required = False
+        names = ", ".join(name for name, _ in CHOICES)
+        self.fields["format"].error_messages["invalid_choice"] = f"“%(value)s” is no format. Give one of {names}."
 
     def chosen(self) -> Sae | None:
         return self.cleaned_data.get("sae")

@@ -217,6 +217,8 @@ def test_a_format_that_cannot_hold_it_is_not_offered_and_is_refused_with_the_rea
     assert "It can be exported as saelens" in form.errors["format"][0]
     form = ExportForm({"sae": sae.pk, "format": "neuronpedia"}, team=alice.team, owner=alice)
     assert "Scan its features first" in form.errors["format"][0]
+    form = ExportForm({"sae": sae.pk, "format": "onnx"}, team=alice.team, owner=alice)
+    assert "“onnx” is no format. Give one of saelens, " in form.errors["format"][0]
 
 
 def test_an_sae_goes_with_its_exports_folder_and_not_before_its_exports(alice, client_of, there, model):

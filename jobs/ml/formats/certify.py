@@ -24,7 +24,7 @@ from jobs.ml.sae import Sae
 VECTORS, MOST_CODES = 256, 2**25
 LIMIT = 1e-5  # of the largest value
 AT_THRESHOLD = 0.01  # of the vectors, at most, may have a latent so near to its threshold that rounding decides
-BASE, PER_NUMBER, PER_CODE = 2**30, 36, 64  # bytes, of memory_needed
+BASE, PER_NUMBER, PER_CODE = 2**30, 36, 64  # bytes; a little above what was seen
 SECONDS = 600
 HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")  # of the environment: no secrets
 OWN = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "CUDA_VISIBLE_DEVICES": ""}  # sparsify has it for CUDA

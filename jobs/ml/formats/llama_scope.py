@@ -1,6 +1,6 @@
 """Llama Scope: JumpReLU on inputs scaled to a mean norm of sqrt(d_in), which is folded here as SAELens folds it. Two
 layouts: hyperparams.json beside checkpoints/final.safetensors, with one threshold for all latents, that of unscaled
-activations; and, since R1-Distill, config.json beside sae_weights.safetensors, with a threshold for each latent, that
+activations; and, since R1-Distill, config.json beside sae_weights.safetensors, with a threshold for each, that
 of scaled activations, and the mean norm among the weights.
 """
 
