@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-ALL = ("web", "live", "forward", "engine", "tokenize", "cache", "ground_truth")
+ALL = ("web", "live", "forward", "engine", "tokenize", "cache", "ground_truth", "monitor")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

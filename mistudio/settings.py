@@ -111,6 +111,7 @@ MISTUDIO_DATA = data_folder()
 MISTUDIO_PORT = env_int("MISTUDIO_PORT", 8000, 1, 65535)
 GPU_SLOTS = env_int("MISTUDIO_GPU_SLOTS", 1, 1, 64)
 CPU_SLOTS = env_int("MISTUDIO_CPU_SLOTS", 2, 1, 64)
+MONITOR_SECONDS = env_int("MISTUDIO_MONITOR_SECONDS", 2, 0, 60)  # between two readings of this host; 0: none
 CACHE_QUOTA_BYTES = 10**9 * env_int("MISTUDIO_CACHE_QUOTA_GB", 0, 0, 10**6)  # of each team; 0: as much as fits
 STOP_GRACE_SECONDS = env_int("MISTUDIO_STOP_GRACE_SECONDS", 20, 1, 3600)
 DOWNLOAD_RATE = env_rate("MISTUDIO_DOWNLOAD_RATE")  # bytes/s from the hub; None: no limit
