@@ -64,6 +64,8 @@ class Tail:
         for topic in topics:
             self.watchers.setdefault(topic, set()).add(page)
             self.shown.pop(topic, None)  # this page was not sent it
+            if noun(topic).ticks:
+                self.due.setdefault(topic, time.monotonic())
         async with self.lock:
             if not self.tasks:
                 self.reader = await database_sync_to_async(Reader)()
@@ -135,7 +137,7 @@ class Tail:
         names = await database_sync_to_async(self.reader.read)()
         now = time.monotonic()
         for name in names & self.watchers.keys():
-            self.due.setdefault(name, self.rendered.get(name, 0) + live.topics()[name.partition(".")[0]].interval)
+            self.due.setdefault(name, self.rendered.get(name, 0) + noun(name).interval)
         ready = [name for name, at in self.due.items() if at <= now]
         if ready:
             self.take(ready, now)
@@ -145,6 +147,8 @@ class Tail:
         for name in names:
             del self.due[name]
             self.rendered[name] = now
+            if noun(name).ticks:
+                self.due[name] = now + noun(name).interval
 
     async def send(self, fragments: dict[str, str | None]) -> None:
         changed = {}
@@ -156,6 +160,11 @@ class Tail:
         pages = {page for name in changed for page in self.watchers[name]}
         for page in pages:
             await page.show("\n".join(html for name, html in changed.items() if page in self.watchers.get(name, ())))
+
+
+def noun(name: str) -> live.Topic:
+    """Of "trainings.12"."""
+    return live.topics()[name.partition(".")[0]]
 
 
 TAILS: "WeakKeyDictionary[asyncio.AbstractEventLoop, Tail]" = WeakKeyDictionary()

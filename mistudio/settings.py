@@ -241,6 +241,7 @@ LIVE_TOPICS = {
     "trainings": "mistudio.views.training.topic",
     "home": "mistudio.views.home.topic",
     "shell": "mistudio.views.shell.topic",
+    "system": "mistudio.views.monitor.topic",
 }
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": (

@@ -13,6 +13,7 @@ from mistudio.views import (
     hub,
     hub_token,
     language_model,
+    monitor,
     sae,
     shell,
     template,
@@ -94,6 +95,7 @@ urlpatterns = [
     path("templates/<int:pk>/export/", template.template_export, name="template_export"),
     path("templates/<int:pk>/favourite/", template.template_favourite, name="template_favourite"),
     path("templates/<int:pk>/delete/", template.template_delete, name="template_delete"),
+    path("monitor/", monitor.monitor, name="monitor"),
     path("", include("jobs.urls")),
     path("admin/", admin.site.urls),
 ]

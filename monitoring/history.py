@@ -96,8 +96,11 @@ def tidy(now: datetime) -> None:
         for resolution, kept in KEPT.items():
             before = min(now - timedelta(seconds=kept), rolled.get(resolution, now))
             old = host.samples.filter(resolution=resolution, at__lt=before).order_by("at")
-            Sample.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:MOST_DELETED])).delete()
-    Host.objects.filter(samples__isnull=True).delete()
+            doomed = list(old.values_list("pk", flat=True)[:MOST_DELETED])
+            Sample.objects.filter(pk__in=doomed).delete()
+            if doomed and not host.samples.exists():
+                host.delete()
+                break
 
 
 # ---- looking back

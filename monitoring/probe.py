@@ -72,10 +72,10 @@ class Probe:
 
     def read_cores(self, reading: Reading) -> None:
         counters: dict[str, float] = {}
-        for core, spent in enumerate(psutil.cpu_times(percpu=True)):
-            counters[f"{core}.idle"] = spent.idle + spent.iowait
-            # Time of guests is part of user and nice.
-            counters[f"{core}.busy"] = spent.user + spent.nice + spent.system + spent.irq + spent.softirq + spent.steal
+        for number, times in enumerate(psutil.cpu_times(percpu=True)):
+            counters[f"{number}.idle"] = times.idle + times.iowait
+            # All else, but for guests: their time is part of user and nice.
+            counters[f"{number}.busy"] = sum(times[:3]) + times.irq + times.softirq + times.steal
         grown = self.cores.since_last(counters)
         whole = [name.removesuffix(".idle") for name in grown if name.endswith(".idle")]
         shares = [(core, grown[f"{core}.busy"], grown[f"{core}.idle"]) for core in whole if f"{core}.busy" in grown]

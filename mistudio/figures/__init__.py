@@ -22,7 +22,7 @@ from mistudio.figures.axes import (
 )
 from mistudio.figures.canvas import TOP, Plot, drawing, empty_chart, mark, polyline
 from mistudio.figures.labels import at_ends
-from mistudio.figures.series import MOST_POINTS, Point, drawable, finite, ink, moving_average, thinned
+from mistudio.figures.series import MOST_POINTS, Point, drawable, finite, ink, moving_average, thinned, unbroken
 from mistudio.formats import NONE, significant, thousands
 
 MOST_SAID = 8  # lines whose values are spoken one by one
@@ -49,7 +49,9 @@ def lines_chart(
     title: str,
     unit: str = "",
     x_label: str = "",
+    x_min: float | None = None,
     x_max: float | None = None,
+    gap: float = math.inf,
     y_min: float | None = None,
     y_max: float | None = None,
     log: bool = False,
@@ -58,19 +60,22 @@ def lines_chart(
     width: int = 360,
     height: int = 140,
 ) -> SafeString:
-    """Lines over a common x axis. `x_max` is where the run will end: what is not measured stays empty.
+    """Lines over a common x axis. `x_max` is where the run will end: what is not measured stays empty, from `x_min` on.
 
-    `smooth` draws each line pale, with its moving average over it. `reference` is a limit and its word."""
+    A line is broken where its points are more than `gap` apart. `smooth` draws each line pale, with its moving average
+    over it. `reference` is a limit and its word."""
     series = [[point for point in finite(line.points) if point[1] > 0 or not log] for line in lines]
     if not any(series):
         return empty_chart(title, width, height)
     heights = [y for points in series for _, y in points] + ([reference[0]] if reference else [])
-    span = span_axis([x for points in series for x, _ in points], drawable(x_max))
+    span = span_axis([x for points in series for x, _ in points], drawable(x_max), drawable(x_min))
     plot = Plot(width, height, span, log_axis(heights) if log else linear_axis(heights, y_min, y_max))
     parts = [plot.frame(x_label, unit), *(plot.reference(*reference) if reference else [])]
     most = max(60, min(MOST_POINTS, 4 * MOST_POINTS // len(lines)))
     for index, points in enumerate(series):
-        parts += drawn(plot, points, "one" if len(lines) == 1 else ink(index), smooth, most)
+        for stretch in unbroken(points, gap):
+            share = max(2, most * len(stretch) // len(points))
+            parts += drawn(plot, stretch, "one" if len(lines) == 1 else ink(index), smooth, share)
     if len(lines) > 1:
         ends = [(line.name, plot.at(points[-1])) for line, points in zip(lines, series, strict=True) if points]
         parts += at_ends(ends, TOP, plot.bottom)

@@ -54,9 +54,9 @@ def log_axis(values: Iterable[float]) -> Axis:
     return Axis(10.0**first, 10.0**last, log=True, ticks=ticks)
 
 
-def span_axis(values: Sequence[float], end: float | None = None) -> Axis:
-    """From 0 to the end of the run, or to the newest value."""
-    first, last = min([0.0, *values]), max([0.0, end or 0.0, *values])
+def span_axis(values: Sequence[float], end: float | None = None, start: float | None = None) -> Axis:
+    """From 0, or the start, to the end of the run, or to the newest value."""
+    first, last = min([0.0, start or 0.0, *values]), max([0.0, end or 0.0, *values])
     return exact_axis(first, last if last > first else first + 1.0)
 
 

@@ -42,6 +42,17 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return [*kept, points[-1]]
 
 
+def unbroken(points: Sequence[Point], gap: float) -> list[list[Point]]:
+    """Stretches in which each point is at most `gap` after the one before."""
+    stretches: list[list[Point]] = []
+    for point in points:
+        if stretches and point[0] - stretches[-1][-1][0] <= gap:
+            stretches[-1].append(point)
+        else:
+            stretches.append([point])
+    return stretches
+
+
 def moving_average(points: Sequence[Point]) -> list[Point]:
     """Over a window that is symmetric at every point, so that it does not lag behind a falling curve."""
     last, half = len(points) - 1, max(1, len(points) // 40)

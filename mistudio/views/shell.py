@@ -62,7 +62,10 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
             ],
         ),
         ("Understand", [item("SAEs", "saes", "sae", many(Sae), pin=True)]),
-        ("Machine", [item("Jobs", "jobs", "ops", running or None, pin=True)]),
+        (
+            "Machine",
+            [item("Jobs", "jobs", "ops", running or None, pin=True), item("Monitor", "monitor", "monitor")],
+        ),
     ]
 
 

@@ -104,6 +104,26 @@ async def test_a_topic_is_rendered_once_for_all_pages_that_watch_it(client_of, a
     assert renderings == [f"jobs.{job.pk}"] and frames == {'<p id="x">1</p>'}
 
 
+async def test_a_topic_that_ticks_is_rendered_while_somebody_watches_and_sent_when_it_changed(
+    client_of, alice, monkeypatch
+):
+    renderings = []
+    clock = live.Topic(
+        visible=lambda user, key: True,
+        render=lambda key: renderings.append(key) or f'<p id="clock">{len(renderings) // 3}</p>',
+        interval=0.05,
+        ticks=True,
+    )
+    monkeypatch.setattr(live, "topics", lambda: {"clock": clock})
+    async with opened(await sync_to_async(client_of)(alice), "/live/?t=clock.1") as socket:
+        frames = [await socket.receive_from(timeout=5) for _ in range(4)]
+    assert list(dict.fromkeys(frames)) == [f'<p id="clock">{n}</p>' for n in range(3)], "without any event"
+    assert len(renderings) >= 6 and frames[1] != frames[2] != frames[3], "what did not change is not sent again"
+    rendered = len(renderings)
+    await asyncio.sleep(0.3)
+    assert len(renderings) <= rendered + 1, "nobody watches"
+
+
 async def test_a_change_between_the_first_look_and_the_first_frame_is_not_lost(client_of, alice, row, monkeypatch):
     job = await sync_to_async(row)("running", percent=1.0)
     slow = live.render

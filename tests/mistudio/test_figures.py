@@ -289,3 +289,16 @@ def test_the_line_of_a_tradeoff_leads_through_those_that_none_beats():
 )
 def test_no_tradeoff_breaks_the_figure(dots):
     assert parsed(tradeoff_chart(dots, title="t", cost="L0", gain="EV")) is not None
+
+
+def test_an_axis_may_begin_before_what_was_measured():
+    first, last = (numbers(line_chart([(-10, 1), (0, 2)], title="t", x_min=start)) for start in (-10, -40))
+    path = re.search(r'class="line one" d="M([\d.]+),', line_chart([(-10, 1), (0, 2)], title="t", x_min=-40))
+    assert first != last and 200 < float(path[1]) < 300, "the last quarter of the axis"
+
+
+def test_a_line_is_broken_where_nothing_was_measured():
+    points = [(x, 1 + x % 3) for x in [*range(10), *range(50, 60), 90]]
+    figure = line_chart(points, title="t", gap=3)
+    assert figure.count('class="line one"') == 2 and figure.count('class="dot one"') == 1
+    assert line_chart(points, title="t").count('class="line one"') == 1

@@ -1,0 +1,221 @@
+import re
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from jobs import live
+from mistudio import monitored
+from mistudio.models import Membership
+from monitoring.history import record, roll_up, tidy
+from monitoring.models import Host
+from monitoring.reading import KEPT
+
+pytestmark = pytest.mark.django_db
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """Hosts of other tests had the same numbers."""
+    monitored.past.cache_clear()
+
+
+def values(gpus=0, **changes):
+    found = {
+        "cpu.percent": 37.5,
+        "load.1": 1.25,
+        "memory.used": 12 * GIB,
+        "memory.total": 64 * GIB,
+        "swap.used": 0,
+        "swap.total": 0,
+        "disk./data.used": 300 * GIB,
+        "disk./data.free": 100 * GIB,
+        "disk.read": 5 * 2**20,
+        "disk.written": 2**20,
+        "network.received": 0,
+        "network.sent": 0,
+    }
+    for number in range(gpus):
+        found |= {f"gpu.{number}.utilization": 93, f"gpu.{number}.memory": 70 * GIB}
+        found |= {f"gpu.{number}.memory.total": 80 * GIB, f"gpu.{number}.temperature": 61, f"gpu.{number}.power": 300.5}
+        found |= {f"gpu.{number}.clock.sm": 1980, f"gpu.{number}.process.4711.memory": 69 * GIB}
+    return found | changes
+
+
+def host(name="lab-01", gpus=0, absent=None, ago=0, readings=60, **changes):
+    """A host that was read for two minutes, up to so many seconds ago."""
+    facts = {"gpus": {str(n): "NVIDIA H200" for n in range(gpus)}, "absent": absent or {}, "seconds": 2}
+    made = Host.objects.create(name=name, facts=facts)
+    end = timezone.now() - timedelta(seconds=ago)
+    record(made, [(end - timedelta(seconds=2 * n), values(gpus, **changes)) for n in range(readings)])
+    roll_up(made, end)
+    return made
+
+
+def text_of(answer):
+    return re.sub(r"\s+", " ", re.sub(r"<svg.*?</svg>|<[^>]+>", " ", answer.content.decode(), flags=re.DOTALL))
+
+
+def test_before_the_first_reading_the_page_says_when_it_comes(alice, client_of, settings):
+    assert "Nothing has been read yet" in text_of(client_of(alice).get("/monitor/"))
+    settings.MONITOR_SECONDS = 0
+    assert "MISTUDIO_MONITOR_SECONDS is 0" in text_of(client_of(alice).get("/monitor/"))
+
+
+def test_each_part_is_shown_with_its_value_unit_and_peak(alice, client_of):
+    host(gpus=2)
+    answer = client_of(alice).get("/monitor/")
+    text = text_of(answer)
+    assert "37.5 %" in text and "1.25 processes" in text
+    assert "peak 12.0 of 64.0 GiB in 1 h" in text
+    assert "peak 300 of 400 GiB in 1 h" in text
+    assert "read 5.00 MiB/s; written 1.00 MiB/s" in text
+    assert "GPU 1 · NVIDIA H200" in text and "peak 70.0 of 80.0 GiB" in text
+    assert "1,980 MHz" in text and "Process 4711 69.0 GiB" in text
+    assert "Swap" not in text, "there is none"
+    assert "<title>Utilization: 37.5 % at " in answer.content.decode()
+
+
+def test_without_a_gpu_the_page_says_why_and_shows_the_rest(alice, client_of):
+    host(absent={"gpu": "NVML Shared Library Not Found"})
+    text = text_of(client_of(alice).get("/monitor/"))
+    assert "No GPU is seen: NVML Shared Library Not Found." in text and "37.5 %" in text
+
+
+def test_a_gpu_that_vanished_is_named_beside_the_one_that_is_there(alice, client_of):
+    made = host(gpus=1, absent={"gpu.1": "GPU is lost", "gpu.0.fan": "Not Supported"})
+    Host.objects.filter(pk=made.pk).update(facts={**made.facts, "gpus": {"0": "NVIDIA H200", "1": "NVIDIA A100"}})
+    text = text_of(client_of(alice).get("/monitor/"))
+    assert "GPU 1 · NVIDIA A100" in text and "GPU 1 is not seen: GPU is lost." in text
+    assert "Fan not measured: Not Supported" in text and "No GPU is seen" not in text
+
+
+def test_a_host_that_is_silent_is_stale_since_then_and_shows_no_value_as_if_it_were_of_now(alice, client_of):
+    host(ago=300)
+    text = text_of(client_of(alice).get("/monitor/"))
+    assert "Stale last reading 5 min ago" in text
+    assert "37.5" not in text.split("peak")[0] and "peak 37.5 % in 1 h" in text
+
+
+def test_a_host_that_is_gone_has_no_reading_in_a_short_window(alice, client_of):
+    host(ago=2 * 3600)
+    tidy(timezone.now())
+    text = text_of(client_of(alice).get("/monitor/"))
+    assert "Stale no reading in the last 1 h" in text and "Nothing was read in the last 1 h." in text
+    assert "peak 37.5 % in 6 h" in text_of(client_of(alice).get("/monitor/?window=6h"))
+
+
+def test_window_and_host_are_in_the_address(alice, client_of):
+    host("one")
+    host("two", **{"cpu.percent": 88})
+    client = client_of(alice)
+    assert "37.5 %" in text_of(client.get("/monitor/"))
+    answer = client.get("/monitor/?host=two&window=7d")
+    text = answer.content.decode()
+    assert "88.0" in text and "<option selected>two</option>" in text
+    assert '<a href="?host=two&amp;window=24h">24 h</a>' in text
+    assert '<a href="?host=two&amp;window=7d" aria-current="page">7 days</a>' in text
+    assert "in 7 days" in text
+    for query in ("host=three", "window=2h", "host=two&window="):
+        status = client.get(f"/monitor/?{query}").status_code
+        assert status == (200 if query.endswith("window=") else 404), query
+
+
+def test_the_name_of_a_host_is_escaped(alice, client_of):
+    host("<script>alert(1)</script>")
+    host("other")
+    assert "<script>alert" not in client_of(alice).get("/monitor/").content.decode()
+
+
+def test_the_page_asks_as_much_for_a_week_of_readings_as_for_a_minute(alice, client_of):
+    def queries(url):
+        monitored.past.cache_clear()
+        with CaptureQueriesContext(connection) as caught:
+            assert client.get(url).status_code == 200
+        return len(caught)
+
+    client = client_of(alice)
+    few = host("few", readings=3)
+    many = host("many", gpus=8, readings=0)
+    now = timezone.now()
+    for resolution in KEPT:
+        many.samples.bulk_create(
+            many.samples.model(
+                host=many,
+                resolution=resolution,
+                at=now - timedelta(seconds=resolution * n),
+                mean=values(8),
+                peak=values(8),
+            )
+            for n in range(1, 200)
+        )
+    assert queries(f"/monitor/?host={few}&window=7d") == queries(f"/monitor/?host={many}&window=7d") <= 20
+
+
+# ---- live
+
+
+def test_a_part_is_pushed_as_the_page_shows_it(alice, client_of):
+    made = host(gpus=1)
+    page = client_of(alice).get("/monitor/?window=6h").content.decode()
+    names = [f"system.{part}.6h.{made.pk}" for part in ("host", *monitored.PARTS)]
+    assert all(f"&amp;t={name}" in page for name in names)
+    assert live.allowed(alice, names)
+    for name in names:
+        fragment = live.render(name)
+        part = name.split(".")[1]
+        assert re.match(rf'\s*<(section|p) class="[\w ]+" id="system-{part}"', fragment), name
+        assert fragment.strip() in page, name
+
+
+def test_a_new_reading_is_in_the_next_fragment(alice):
+    made = host()
+    name = f"system.memory.1h.{made.pk}"
+    before = live.render(name)
+    record(made, [(timezone.now() + timedelta(seconds=1), values(**{"memory.used": 48 * GIB}))])
+    after = live.render(name)
+    assert "48.0" in after and "48.0" not in before
+
+
+def test_only_members_of_a_team_watch_and_only_what_there_is(alice, charlie):
+    made = host()
+    good = f"system.cpu.1h.{made.pk}"
+    assert live.allowed(alice, [good]) and live.allowed(charlie, [good])
+    assert not live.allowed(AnonymousUser(), [good])
+    for bad in (
+        "cpu",
+        "cpu.1h",
+        f"cpu.2h.{made.pk}",
+        f"nose.1h.{made.pk}",
+        "cpu.1h.999",
+        "cpu.1h.x",
+        f"cpu.1h.{'9' * 30}",
+    ):
+        assert not live.allowed(alice, [f"system.{bad}"]), bad
+    Membership.objects.filter(user=charlie).delete()
+    assert not live.allowed(type(charlie).objects.get(pk=charlie.pk), [good])
+
+
+def test_nothing_is_drawn_twice_for_the_parts_of_one_moment(alice, monkeypatch):
+    made, asked = host(), []
+    history = monitored.history
+    monkeypatch.setattr(monitored, "history", lambda *args: asked.append(1) or history(*args))
+    now = timezone.now()
+    monkeypatch.setattr(monitored.timezone, "now", lambda: now)
+    for part in monitored.PARTS:
+        live.render(f"system.{part}.1h.{made.pk}")
+    assert len(asked) == 1
+
+
+def test_a_gap_in_the_readings_is_a_gap_in_the_line(alice):
+    made = host(readings=0)
+    now = timezone.now()
+    for start in (600, 3000):  # seconds ago
+        record(made, [(now - timedelta(seconds=start - 2 * n), values()) for n in range(100)])
+    roll_up(made, now)
+    figure = monitored.look(made, monitored.WINDOWS["1h"]).past.figure(monitored.PARTS["cpu"][1][0], "")["figure"]
+    assert figure.count('<path class="line') == 2
