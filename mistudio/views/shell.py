@@ -35,7 +35,7 @@ def under_way(team: int) -> dict[str, Any]:
         "queued_jobs": counted.get(State.QUEUED, 0),
         "worker_alive": worker_alive(),
         # The numbers stay the same when one job ends as another begins, or when a short one comes and goes.
-        "last_event": JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last(),
+        "last_event": JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last() or 0,
     }
 
 
