@@ -34,13 +34,9 @@ def test_the_same_browser_may_open_its_link_again(capsys):
 def test_a_changed_or_foreign_token_signs_nobody_in(alice, bob, client):
     path = links.path(alice)
     key, token = path.strip("/").split("/")[1:]
-    for wrong in (
-        f"/login/{key}/{token[:-1]}x/",
-        links.path(bob).replace(token, token),
-        f"/login/zzz/{token}/",
-    ):
-        if wrong != links.path(bob):
-            assert client.get(wrong).status_code == 410, wrong
+    other = links.path(bob).strip("/").split("/")[1]
+    for wrong in (f"/login/{key}/{token[:-1]}x/", f"/login/{other}/{token}/", f"/login/zzz/{token}/"):
+        assert client.get(wrong).status_code == 410, wrong
     alice.is_active = False
     alice.save()
     assert client.get(path).status_code == 410

@@ -207,7 +207,7 @@ def test_pages_ask_as_much_for_ten_evaluations_as_for_one(alice, client_of, sae)
     for n in range(9):
         rows.evaluation(alice.team, f"more{n}", sae=sae)
     assert queries(client, sae.get_absolute_url()) == few <= 24
-    assert queries(client, one.get_absolute_url()) == page <= 13
+    assert queries(client, one.get_absolute_url()) == page <= 14
 
 
 def test_figures_stand_in_groups_in_the_order_of_their_meaning(alice):

@@ -119,6 +119,7 @@ def test_views_reach_rows_through_a_team_only(path):
     allowed = {
         ("home.py", "filter"),  # features through sae__team; a topic's key that visible() checked
         ("training.py", "select_related"),  # live(): reached only by pages that visible() let in
+        ("shell.py", "filter"),  # the last event of the jobs of the team that asks
         ("account.py", "get"),  # a signed link, before anyone is signed in
         ("monitor.py", "order_by"),  # hosts belong to the installation
         ("monitor.py", "filter"),

@@ -59,7 +59,7 @@ def test_the_rows_of_the_preview_are_those_of_the_job(alice, parts, settings):
             assert [bool(kind) for *_, kind in row["tokens"]] == mask[:length].tolist()
             assert row["padding"] == 32 - length
             compared += 1
-    assert compared > 3
+    assert compared >= 3
 
 
 def post(client, **data):
