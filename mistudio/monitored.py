@@ -158,7 +158,9 @@ def part(name: str, seen: Look) -> dict[str, Any]:
     heading, charts = PARTS[name]
     groups = gpus(seen) if name == "gpu" else [{"charts": figures(charts, seen, mount_of(seen))}]
     absent = seen.host.facts.get("absent", {})
-    why = absent.get("gpu" if name == "gpu" else name, "")
+    # What one GPU lacks is said beside it.
+    known = [what for what in absent if what == name or (what.startswith(f"{name}.") and name != "gpu")]
+    why = "; ".join(absent[what] for what in known)
     return {"name": name, "heading": heading, "groups": groups, "why": why, "look": seen}
 
 

@@ -86,6 +86,11 @@ def test_without_a_gpu_the_page_says_why_and_shows_the_rest(alice, client_of):
     assert "No GPU is seen: NVML Shared Library Not Found." in text and "37.5 %" in text
 
 
+def test_a_part_that_cannot_be_read_says_why(alice, client_of):
+    host(absent={"disk./data": "[Errno 116] Stale file handle"})
+    assert "Disk Not read: [Errno 116] Stale file handle." in text_of(client_of(alice).get("/monitor/"))
+
+
 def test_a_gpu_that_vanished_is_named_beside_the_one_that_is_there(alice, client_of):
     made = host(gpus=1, absent={"gpu.1": "GPU is lost", "gpu.0.fan": "Not Supported"})
     Host.objects.filter(pk=made.pk).update(facts={**made.facts, "gpus": {"0": "NVIDIA H200", "1": "NVIDIA A100"}})

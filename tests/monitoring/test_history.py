@@ -141,6 +141,13 @@ def test_rows_are_deleted_when_they_are_old_but_not_before_they_are_part_of_coar
     assert [len(rows(host, resolution)) for resolution in KEPT] == [0, 0, 0, 2]
 
 
+def test_what_waits_for_its_coarser_row_is_not_deleted_however_old_it_is(host, monkeypatch):
+    write(host, range(400))
+    monkeypatch.setattr(module, "MOST_ROLLED", 50)
+    tidy(after(10**5))
+    assert rows(host, 1)[0][0] == 90, "up to there the first fifty are part of coarser rows"
+
+
 def test_deleting_is_bounded_and_leaves_other_hosts_alone(host, monkeypatch):
     other = Host.objects.create(name="two")
     write(host, range(400))

@@ -196,3 +196,15 @@ def test_when_the_lead_is_killed_the_other_web_process_goes_on(web_processes):
     coarse = Sample.objects.filter(resolution=10).earliest("at")
     finer = Sample.objects.filter(resolution=1, at__gte=coarse.at, at__lt=coarse.at + timedelta(seconds=10))
     assert coarse.n == finer.count()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_host_without_a_site_has_a_command_that_keeps_its_readings():
+    environment = {**os.environ, "MISTUDIO_MONITOR_SECONDS": "1"}
+    command = [sys.executable, "manage.py", "monitor", "--keep"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: Sample.objects.filter(resolution=1).count() >= 3)
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0 and process.stderr.read() == b""

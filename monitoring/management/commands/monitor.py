@@ -8,17 +8,24 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from monitoring.probe import Probe
 from monitoring.reading import Reading, series_of
+from monitoring.sampler import Sampler
 
 
 class Command(BaseCommand):
-    help = "Print what is read of this host now, until Ctrl-C. Nothing is kept: the site does that."
+    help = "Print what is read of this host now, until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--once", action="store_true", help="one reading")
+        parser.add_argument("--keep", action="store_true", help="instead, be the monitor of a host that runs no site")
         parser.add_argument("--json", action="store_true", help="print each as a JSON document on a line of its own")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        probe, seconds = Probe(settings.MISTUDIO_DATA), settings.MONITOR_SECONDS or 2
+        seconds = settings.MONITOR_SECONDS or 2
+        if options["keep"]:
+            with contextlib.suppress(KeyboardInterrupt):
+                Sampler(seconds, settings.MISTUDIO_DATA).run()
+            return
+        probe = Probe(settings.MISTUDIO_DATA)
         probe.read()  # rates are of what happens from here on
         if options["once"]:
             time.sleep(1)
