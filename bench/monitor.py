@@ -1,49 +1,46 @@
-"""What the monitor costs: processor time of a reading, and of keeping it, with coarser rows and deletions."""
+"""What the monitor costs: processor time of `mistudio monitor --keep`, which does what the site's thread does."""
 
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from unittest.mock import patch
 
-from bench.place import place
+import psutil
 
-READINGS, EVERY = 600, 2  # seconds
-PAUSE = 0.02  # seconds: the kernel's counters of processor time move by hundredths
+from bench.place import ROOT, place
+
+START, SECONDS = 20, 180
 
 
-def processor_ms(function: Callable[[], object], times: int) -> float:
-    start = time.process_time()
-    for _ in range(times):
-        function()
-        time.sleep(PAUSE)
-    return 1000 * (time.process_time() - start) / times
+def processor_seconds(process: psutil.Process) -> float:
+    spent = process.cpu_times()
+    return spent.user + spent.system
 
 
-def cost(folder: Path) -> dict[str, float]:
+def cost() -> dict[str, float]:
+    from django.conf import settings
+
     from monitoring.models import Sample
-    from monitoring.probe import Probe
-    from monitoring.sampler import Sampler
 
-    probe = Probe(folder)
-    reading = processor_ms(probe.read, READINGS)
-    sampler, now = Sampler(EVERY, folder), iter(range(1_800_000_000, 1_800_000_000 + EVERY * READINGS * 2, EVERY))
-    with patch("time.time", lambda: float(next(now))):  # as if it had run for twenty minutes
-        sampler.tick()
-        whole = processor_ms(sampler.tick, READINGS)
-    assert not sampler.trouble, sampler.trouble
+    with subprocess.Popen([sys.executable, "manage.py", "monitor", "--keep"], cwd=ROOT) as monitor:
+        process = psutil.Process(monitor.pid)
+        time.sleep(START)
+        before, start, kept = processor_seconds(process), time.monotonic(), Sample.objects.count()
+        time.sleep(SECONDS)
+        spent, seconds = processor_seconds(process) - before, time.monotonic() - start
+        monitor.terminate()
     raw = Sample.objects.filter(resolution=1)
     return {
-        "readings": READINGS,
-        "series": len(probe.last.values),
-        "reading_ms": round(reading, 2),
-        "reading_and_rows_ms": round(whole, 2),
-        "percent_of_a_core": round(whole / (10 * EVERY), 2),
-        "rows": Sample.objects.count(),
+        "seconds": round(seconds),
+        "every_s": settings.MONITOR_SECONDS,
+        "rows": Sample.objects.count() - kept,
+        "series": len(raw.latest("at").mean),
         "bytes_of_a_reading": round(sum(len(json.dumps(row.mean)) for row in raw) / raw.count()),
+        "processor_s": round(spent, 2),
+        "percent_of_a_core": round(100 * spent / seconds, 2),
     }
 
 
 if __name__ == "__main__":
-    with place() as folder:
-        print(json.dumps(cost(folder), indent=2))
+    with place():
+        print(json.dumps(cost(), indent=2))
