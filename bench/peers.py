@@ -1,9 +1,10 @@
-"""One training step here and in the libraries of others, on the same batches, turn by turn:
+"""Training steps here and in the libraries of others, on the same batches, turn by turn:
 
 /path/to/python -m bench.peers, with a Python that has torch, sae-lens, eai-sparsify and dictionary-learning beside
 miStudio's dependencies
 
-Milliseconds of processor time per step, medians of `--rounds`. What a step is: libraries.py.
+Milliseconds of processor time per step, medians over `--rounds` of `--steps` each. The step before them is not counted:
+in it a library takes back the memory that the one before it gave up. What a step is: libraries.py.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from jobs.ml.config import TrainConfig
 Step = Callable[[torch.Tensor], Any]
 CASES = [
     ("sparsify", "topk", "float32"), ("dictionary_learning", "topk", "float32"),
-    ("SAELens", "topk", "float32"), ("SAELens", "batchtopk", "float32"),
+    *(("SAELens", architecture, "float32") for architecture in ("topk", "batchtopk", "matryoshka")),
     *((OURS, architecture, chosen) for architecture in ("topk", "batchtopk") for chosen in ("bfloat16", "float32")),
+    (OURS, "matryoshka", "bfloat16"),
 ]  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def step_of(library: str, architecture: str, selection: str, options: argparse.N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    sizes = {"batch-tokens": 4096, "d-in": 384, "width": 6144, "k": 32, "rounds": 5, "threads": 1}
+    sizes = {"batch-tokens": 4096, "d-in": 384, "width": 6144, "k": 32, "rounds": 5, "steps": 3, "threads": 1}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
@@ -48,15 +50,17 @@ def main() -> None:
         name = f"{library} {ARCHITECTURES[architecture].label}" + (f" {chosen}" if library == OURS else "")
         steps[name] = step_of(library, architecture, chosen, options, batches[0])
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.rounds + 1):
+    for _ in range(options.rounds):
         for name, step in steps.items():
-            started = time.process_time()
-            step(batches[turn % len(batches)])
-            times[name].append(time.process_time() - started)
-    print(f"{vars(options)}, ms of processor time per step, and SAELens' TopK as a multiple of it")
-    medians = {name: 1000 * statistics.median(spent[1:]) for name, spent in times.items()}
+            for turn in range(options.steps + 1):
+                started = time.process_time()
+                step(batches[turn % len(batches)])
+                if turn:
+                    times[name].append(time.process_time() - started)
+    print(f"{vars(options)}, ms of processor time per step, and SAELens' and sparsify's TopK as multiples of it")
+    medians = {name: 1000 * statistics.median(spent) for name, spent in times.items()}
     for name, ms in medians.items():
-        print(f"{name:28s} {ms:8.0f} ms {medians['SAELens TopK'] / ms:6.2f}")
+        print(f"{name:28s} {ms:8.0f} ms {medians['SAELens TopK'] / ms:6.2f} {medians['sparsify TopK'] / ms:6.2f}")
 
 
 if __name__ == "__main__":
