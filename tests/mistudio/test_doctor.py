@@ -31,7 +31,8 @@ from tests.jobs.test_doctor import said
 
 def test_an_empty_folder_is_told_in_one_line_for_each_finding_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    done = manage("doctor", env={"MISTUDIO_DATA": str(tmp_path), "MISTUDIO_SECRET_KEY": ""})
+    own = {"MISTUDIO_DATA": str(tmp_path), "MISTUDIO_SECRET_KEY": "", "MISTUDIO_PORT": str(free_port())}
+    done = manage("doctor", env=own)
     assert done.returncode == 1 and not done.stderr
     *findings, counts = done.stdout.splitlines()
     assert counts == "1 problem, 1 warning" and all(
