@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -217,9 +218,21 @@ def redis_url(tmp_path_factory):
         ],
         stdout=subprocess.DEVNULL,
     )
+    for _ in range(200):
+        if listens(port):
+            break
+        time.sleep(0.1)
     yield f"redis://127.0.0.1:{port}/0"
     process.terminate()
     process.wait(10)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
