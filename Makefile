@@ -33,6 +33,7 @@ test: .venv/ready-dev
 	.peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 sae-lens==6.54.12 eai-sparsify==1.3.3 \
 	  dictionary-learning==0.1.0
 	.peers/bin/pip uninstall --quiet --yes torchvision triton
+	.peers/bin/python -c 'import sae_lens, sparsify, dictionary_learning'
 	@touch $@
 
 peers: .venv/ready-dev .peers/ready
