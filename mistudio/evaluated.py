@@ -120,11 +120,6 @@ def parted(name: str) -> tuple[str, int]:
     return (family, int(n)) if n.isdecimal() else (name, 0)
 
 
-def classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of the labelled texts, with the latents that tell each."""
-    return result.get("classes", [])
-
-
 def missing(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was not measured, and why not."""
     return [(MISSING.get(name, name), why) for name, why in result.get("not_measured", {}).items()]

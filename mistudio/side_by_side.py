@@ -70,12 +70,6 @@ def cells(row: Row, rows: list[Row]) -> list[Row]:
     ]
 
 
-def best_of_each(rows: list[Row]) -> list[Row]:
-    """Of those that rebuild the same, the one that explains most."""
-    known = sorted((row for row in rows if row["ev"] is not None), key=lambda row: row["ev"])
-    return list({row["rebuilds"]: row for row in known}.values())
-
-
 def stands_out(value: float | None, among: list[float | None], best: Callable[[list[float]], float]) -> bool:
     known = [one for one in among if one is not None]
     return value is not None and value == best(known) and 2 * known.count(value) <= len(among)

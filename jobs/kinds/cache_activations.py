@@ -1,14 +1,14 @@
 """Keep the activations of sites on disk, computed once and read as often as wanted."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_absolute, check_precision
+from jobs.kinds.sources import check_reading, fewer_rows
 from jobs.ml.cache_layout import STORED
-from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
+from jobs.ml.config import AUTO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,20 +39,16 @@ class Params:
             raise InvalidInput("Name at least one site, and each of them once.", field="sites")
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
-        if self.model_batch is not None and self.model_batch < 1:
-            raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
-        check_precision(self.dtype, (AUTO, *PRECISIONS))
         if self.stored not in STORED:
             raise InvalidInput(f"Activations are stored as {', '.join(STORED)}.", field="stored")
-        check_absolute(self, "model_folder", "tokens_folder", "folder")
+        check_reading(self, "model_folder", "tokens_folder", "folder")
 
 
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough."""
     from jobs.ml.activation_cache import plan_of
 
-    rows = params.model_batch or plan_of(Path(params.folder)).get("model_batch", UNSETTLED_ROWS)
-    return replace(params, model_batch=rows // 2) if rows > 1 else None
+    return fewer_rows(params, plan_of(Path(params.folder)))
 
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Measure an SAE on tokens, and on labelled texts where some are given: every figure with its interval."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_absolute, check_precision, check_source, is_path, keep_to_limit
-from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
+from jobs.kinds.sources import check_reading, check_source, fewer_rows, is_path, keep_to_limit
+from jobs.ml.config import AUTO
 
 if TYPE_CHECKING:
     from jobs.ml.evaluation import Evaluation
@@ -52,12 +52,9 @@ class Params:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
-        if self.model_batch is not None and self.model_batch < 1:
-            raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
         if self.split not in SPLITS:
             raise InvalidInput(f"There is no split {self.split}.", f"There are: {' and '.join(SPLITS)}.", "split")
-        check_precision(self.dtype, (AUTO, *PRECISIONS))
-        check_absolute(self, "model_folder", "tokens_folder", "sae_folder", "folder")
+        check_reading(self, "model_folder", "tokens_folder", "sae_folder", "folder")
         if self.labelled:
             check_source(self.labelled, self.labelled_revision, self.folder, "dataset")
             for field in ("text_column", "label_column"):
@@ -67,14 +64,11 @@ class Params:
 
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough."""
-    rows = params.model_batch or begun(params).get("model_batch", UNSETTLED_ROWS)
-    return replace(params, model_batch=rows // 2) if rows > 1 else None
+    return fewer_rows(params, begun(params))
 
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:
     """Started again, it goes on with the first part that is not measured."""
-    import time
-
     from jobs.ml import store
     from jobs.ml.determinism import set_up
     from jobs.ml.evaluation import NO_LABELS, Evaluation
@@ -85,7 +79,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
 
     if (result := begin(params)) is not None:
         return result
-    started, folder = time.monotonic(), Path(params.folder)
+    folder = Path(params.folder)
     ctx.stage("load")
     shards = TokenShards(params.tokens_folder, params.split)
     device, meter, reading = set_up(params.seed), Meter(), Stretch()
@@ -114,8 +108,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
         whole.part("letters", lambda: whole.letters(params.model_folder, spelled))
     else:
         whole.found["not_measured"]["absorption"] = "it was not asked for"
-    seconds = round(time.monotonic() - started, 1)
-    result = {**whole.found, "dtype": dtype, "model_batch": rows, "seconds": seconds, "measured": meter.report(model)}
+    result = {**whole.found, "dtype": dtype, "model_batch": rows, "measured": meter.report(model)}
     store.write_json(folder / FIGURES, result)
     store.write_manifest(folder, [FIGURES], kind="evaluation", plan=plan_of(params))
     return result
@@ -129,15 +122,19 @@ def label(whole: "Evaluation", params: Params, ctx: Context) -> None:
         whole.part(
             "labels",
             lambda: whole.labels(
-                params.model_folder, texts_of(params, ctx), bool(params.second_label_column), on_progress=told
+                params.model_folder,
+                texts_of(params, whole.sae.width, ctx),
+                bool(params.second_label_column),
+                on_progress=told,
             ),
         )
     except Unusable as error:
         raise InvalidInput(str(error), error.hint, error.field) from error
 
 
-def texts_of(params: Params, ctx: Context) -> "list[Labelled]":
+def texts_of(params: Params, width: int, ctx: Context) -> "list[Labelled]":
     from jobs.ml.labelled import Columns, hub_rows, local_rows, sample
+    from jobs.ml.pooled import most_texts
 
     columns = Columns(params.text_column, params.label_column, params.second_label_column)
     ctx.log(f"labelled texts of {params.labelled}")
@@ -149,7 +146,8 @@ def texts_of(params: Params, ctx: Context) -> "list[Labelled]":
         keep_to_limit(ctx)
         source = (params.labelled, params.labelled_config, params.labelled_split, params.labelled_revision)
         rows = hub_rows(*source, columns, Patience(ctx.check, ctx.log, tries=3))
-    found = sample(rows, columns, texts=params.texts, seed=params.seed, check=ctx.check)
+    texts = min(params.texts, most_texts(width))
+    found = sample(rows, columns, texts=texts, seed=params.seed, check=ctx.check)
     ctx.log(f"{len(found):,} texts, as many of each class")
     return found
 

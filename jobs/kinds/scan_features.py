@@ -1,13 +1,13 @@
 """Read held-out tokens once and keep where every feature of an SAE fires."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.kinds.sources import check_absolute, check_precision
-from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
+from jobs.kinds.sources import check_reading, fewer_rows
+from jobs.ml.config import AUTO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,18 +36,14 @@ class Params:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise InvalidInput("There must be at least one token to read.", field="tokens")
-        if self.model_batch is not None and self.model_batch < 1:
-            raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
-        check_precision(self.dtype, (AUTO, *PRECISIONS))
-        check_absolute(self, "model_folder", "tokens_folder", "sae_folder", "folder")
+        check_reading(self, "model_folder", "tokens_folder", "sae_folder", "folder")
 
 
 def smaller(params: Params) -> Params | None:
     """What to try when the memory was not enough."""
     from jobs.ml.evidence import plan_of
 
-    rows = params.model_batch or plan_of(Path(params.folder)).get("model_batch", UNSETTLED_ROWS)
-    return replace(params, model_batch=rows // 2) if rows > 1 else None
+    return fewer_rows(params, plan_of(Path(params.folder)))
 
 
 def run(params: Params, ctx: Context) -> dict[str, Any]:

@@ -3,12 +3,13 @@ precision."""
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput
-from jobs.ml.config import PRECISIONS
+from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
@@ -48,6 +49,21 @@ def keep_to_limit(ctx: Context) -> None:
 def check_precision(dtype: str, known: tuple[str, ...] = PRECISIONS) -> None:
     if dtype not in known:
         raise InvalidInput(f"There is no precision {dtype}.", f"There are: {', '.join(known)}.", "dtype")
+
+
+def check_reading(params: Any, *folders: str) -> None:
+    """Of a kind that reads tokens with a model: `model_batch`, `dtype` and the folders."""
+    if params.model_batch is not None and params.model_batch < 1:
+        raise InvalidInput("A forward pass reads at least one sequence.", field="model_batch")
+    check_precision(params.dtype, (AUTO, *PRECISIONS))
+    check_absolute(params, *folders)
+
+
+def fewer_rows(params: Any, settled: dict[str, Any]) -> Any:
+    """The same with half as many sequences in a forward pass, for want of memory; None where there is one alone.
+    settled: what an earlier attempt took where that was left open."""
+    rows = params.model_batch or settled.get("model_batch", UNSETTLED_ROWS)
+    return replace(params, model_batch=rows // 2) if rows > 1 else None
 
 
 def counter(ctx: Context) -> Callable[[int], None]:

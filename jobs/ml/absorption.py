@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from jobs.ml.bootstrap import RESAMPLES, Formula, UnitSums, figure, ratio
 from jobs.ml.framing import framing
 from jobs.ml.language_model import is_causal
-from jobs.ml.logistic import Probe, fit
+from jobs.ml.logistic import fit
 from jobs.ml.place import Place
-from jobs.ml.pooled import NUMBERS
+from jobs.ml.pooled import NUMBERS, difference
 from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
 from jobs.ml.vocabulary import vocabulary
@@ -51,10 +51,10 @@ def words_of(tokenizer: Any, seed: int = 0) -> list[tuple[int, int]]:
     return words[:WORDS]
 
 
-def prompt(tokenizer: Any) -> list[int]:
+def prompt(tokenizer: Any, bos: str) -> list[int]:
     """What comes before each word."""
     said = "".join(f" {word} has the first letter: {word[0].upper()}\n" for word in EXAMPLES)
-    return [*framing(tokenizer).before, *tokenizer(said, add_special_tokens=False)["input_ids"]]
+    return [*framing(tokenizer, bos).before, *tokenizer(said, add_special_tokens=False)["input_ids"]]
 
 
 @torch.no_grad()
@@ -87,6 +87,7 @@ def absorption(
     place: Place,
     tokenizer: Any,
     *,
+    bos: str = "present",
     model_batch: int = 8,
     resamples: int = RESAMPLES,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -99,7 +100,8 @@ def absorption(
     words = [(token, letter) for token, letter in words if counts[letter] >= PER_LETTER]
     if len({letter for _, letter in words}) < 2:
         return {}, f"the tokenizer has fewer than two letters with {PER_LETTER} words of one token each"
-    y, f = read_words(model, sae, place, prompt(tokenizer), [token for token, _ in words], model_batch, on_progress)
+    before, tokens = prompt(tokenizer, bos), [token for token, _ in words]
+    y, f = read_words(model, sae, place, before, tokens, model_batch, on_progress)
     return of_words(sae.W_dec.float().cpu(), y, f, torch.tensor([letter for _, letter in words]), resamples)
 
 
@@ -116,11 +118,16 @@ def of_words(
         said = f"the first letter of {int((~train).sum()):,} words can be read off the activations in"
         return {}, f"{said} {100 * accuracy:.0f} % of the cases, which is less than {100 * SPELLS:.0f} %"
     sums = UnitSums(["fraction", "full"], 0, "cpu")
+    directions = W_dec.double()
+    lengths = directions.norm(dim=1).clamp_min(1e-12)
     for letter, probe in probes.items():
         tested = (~train & right & (letters == letter)).nonzero().flatten()
         if not len(tested):
             continue
-        fractions, full = absorbed(W_dec, y[tested], f[tested], probe, standing_for(f, letters == letter, train))
+        towards = F.normalize(probe.weight.cpu(), dim=0)
+        along = directions @ towards
+        whole, main = y[tested].double() @ towards, standing_for(f, letters == letter, train)
+        fractions, full = absorbed(whole, f[tested], along, along / lengths, main)
         sums.add(tested, {"fraction": fractions, "full": full})
     spelled = figure(accuracy, int((~train).sum()), "spelling_accuracy/1")
     return {**sums.figures(FORMULAS, resamples), "spelling_accuracy": spelled}, ""
@@ -128,8 +135,7 @@ def of_words(
 
 def standing_for(f: Tensor, truth: Tensor, train: Tensor) -> Tensor:
     """The latents that tell a letter: one more as long as that helps."""
-    difference = f[train & truth].mean(0) - f[train & ~truth].mean(0)
-    order = difference.topk(min(MOST_LATENTS, len(difference))).indices
+    order = difference(f, train & truth, train & ~truth).topk(min(MOST_LATENTS, f.shape[1])).indices
     kept, best = 1, f1_of(f, truth, train, order[:1])
     for k in range(2, len(order) + 1):
         found = f1_of(f, truth, train, order[:k])
@@ -146,13 +152,11 @@ def f1_of(f: Tensor, truth: Tensor, train: Tensor, latents: Tensor) -> float:
     return 2 * hits / max(1, 2 * hits + missed)
 
 
-def absorbed(W_dec: Tensor, y: Tensor, f: Tensor, probe: Probe, main: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each word [N]: the share of the letter that other latents hold, and whether they hold all of it."""
-    direction = F.normalize(probe.weight.cpu(), dim=0)
-    whole = y.double() @ direction
-    rows = W_dec.double()
-    along = rows @ direction
-    cosines = along / rows.norm(dim=1).clamp_min(1e-12)
+def absorbed(whole: Tensor, f: Tensor, along: Tensor, cosines: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each word [N]: the share of the letter that other latents hold, and whether they hold all of it.
+
+    whole float64 [N]: how far its activation goes the probe's way; along, cosines float64 [M]: how far each latent's
+    direction does, and its cosine with it; main: the latents that stand for the letter."""
     projections = f.double() * along  # [N, M]
     held = projections[:, main].sum(1)
     others = projections.clone()

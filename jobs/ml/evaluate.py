@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from jobs.ml.bootstrap import RESAMPLES
 from jobs.ml.boundaries import Boundaries
-from jobs.ml.directions import SIMILAR, similarity
 from jobs.ml.language_model import is_causal
 from jobs.ml.place import find_place
 from jobs.ml.predictions import Predictions
@@ -31,9 +30,8 @@ def evaluate(
     """The figures of `measure`, which takes the same, as a dictionary of plain numbers without their intervals; None
     is "not measured", and `not_measured` says why."""
     found = measure(model, sae, reads, shards, resamples=0, **options)
-    figures = plain({name: one for name, one in found["figures"].items() if one["formula"] != SIMILAR})
     kept = ("special_tokens_skipped", "not_measured")
-    return {**found["counts"], **figures, **{name: found[name] for name in kept}}
+    return {**found["counts"], **plain(found["figures"]), **{name: found[name] for name in kept}}
 
 
 @torch.no_grad()
@@ -74,7 +72,7 @@ def measure(
     predict(rebuilt, shards, ce_rows, skip_special, model_batch, lambda done: on_progress(rows + done, rows + ce_rows))
     reason = {} if causal else {"ce": f"{type(model).__name__} does not predict the next token"}
     return {
-        "figures": {**quality.figures(resamples, seed), **rebuilt.figures(resamples, seed), **similarity(sae)},
+        "figures": {**quality.figures(resamples, seed), **rebuilt.figures(resamples, seed)},
         "counts": {**quality.counts(), "ce_tokens": rebuilt.sums.n},
         "density": quality.density(),
         "drawn": quality.sums.about(documents.unit),

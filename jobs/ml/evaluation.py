@@ -1,5 +1,6 @@
 """All that is measured of an SAE at once, part by part: a part that is there is not measured again."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,12 @@ from transformers import PreTrainedModel
 
 from jobs.ml import store
 from jobs.ml.absorption import absorption
+from jobs.ml.directions import similarity
 from jobs.ml.evaluate import measure
 from jobs.ml.labelled import Labelled
 from jobs.ml.place import find_place
 from jobs.ml.pooled import LENGTH, pool
-from jobs.ml.probing import scr, sparse_probing, tpp
+from jobs.ml.probing import class_probes, scr, sparse_probing, tpp
 from jobs.ml.sae import Sae
 from jobs.ml.tokenizer import load_tokenizer
 from jobs.ml.tokens import TokenShards
@@ -25,7 +27,8 @@ NO_SECOND = "no column with second labels was chosen"
 
 @dataclass
 class Evaluation:
-    """Each part returns {figures, not_measured, ...} and is kept as a file of its own in the folder."""
+    """Each part returns {figures, not_measured, ...} and is kept as a file of its own in the folder. `found` adds up
+    the seconds that they took, whichever attempt measured them."""
 
     model: PreTrainedModel
     sae: Sae
@@ -35,24 +38,28 @@ class Evaluation:
     writes: Sequence[str] = ()
     model_batch: int = 8
     seed: int = 0
-    found: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "not_measured": {}})
+    found: dict[str, Any] = field(default_factory=lambda: {"figures": {}, "not_measured": {}, "seconds": 0.0})
 
     def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """What an earlier attempt measured, or what this one does."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
-            store.write_json(path, work())
+            started = time.monotonic()
+            store.write_json(path, {**work(), "seconds": time.monotonic() - started})
         one = store.read_json(path)
+        one["seconds"] = round(self.found["seconds"] + one["seconds"], 1)
         for joined in ("figures", "not_measured"):
             self.found[joined] |= one.pop(joined)
         self.found |= one
 
     def reconstruction(self, tokens: int, skip_special: bool, on_progress: Progress) -> dict[str, Any]:
-        return measure(
+        found = measure(
             self.model, self.sae, self.reads, self.shards, writes=self.writes, tokens=tokens,
             ce_tokens=max(1, tokens // 4), skip_special=skip_special, model_batch=self.model_batch, seed=self.seed,
             on_progress=on_progress,
         )  # fmt: skip
+        found["figures"] |= similarity(self.sae)
+        return found
 
     def labels(
         self, model_folder: Path | str, texts: Sequence[Labelled], seconds: bool, on_progress: Progress
@@ -64,8 +71,9 @@ class Evaluation:
             self.model, self.sae, place, tokenizer, texts, bos=bos, length=min(LENGTH, self.shards.context_length),
             model_batch=self.model_batch, on_progress=on_progress,
         )  # fmt: skip
-        figures, classes = sparse_probing(pooled)
-        figures |= tpp(self.sae, pooled)
+        probes = class_probes(pooled)
+        figures, classes = sparse_probing(pooled, probes)
+        figures |= tpp(self.sae, pooled, probes)
         spurious, why = scr(self.sae, pooled) if seconds else ({}, NO_SECOND)
         return {
             "figures": figures | spurious,
@@ -77,7 +85,7 @@ class Evaluation:
     def letters(self, model_folder: Path | str, on_progress: Progress) -> dict[str, Any]:
         place = find_place(self.model, self.sae, self.reads, self.writes)
         figures, why = absorption(
-            self.model, self.sae, place, load_tokenizer(model_folder), model_batch=self.model_batch,
-            on_progress=on_progress,
+            self.model, self.sae, place, load_tokenizer(model_folder), bos=self.shards.bos,
+            model_batch=self.model_batch, on_progress=on_progress,
         )  # fmt: skip
         return {"figures": figures, "not_measured": {"absorption": why} if why else {}}

@@ -107,7 +107,7 @@ def sample(
             kept.append(found)
         elif (place := draw.randrange(seen[label])) < len(kept):
             kept[place] = found
-    commonest = sorted(chosen, key=lambda label: (-seen[label], label))[:CLASSES]
+    commonest = sorted(chosen, key=lambda label: (-seen[label], label))[: min(CLASSES, max(2, texts // FEWEST))]
     return balanced({label: chosen[label] for label in commonest}, columns, texts, draw)
 
 

@@ -15,7 +15,7 @@ from jobs.ml.sae import Sae
 from jobs.ml.sequences import Batch
 
 LENGTH = 128  # tokens that are read of a text, as in SAEBench
-TRAIN = 0.8  # of the texts
+TEST_EVERY = 5  # texts of a label
 NUMBERS = 2**28  # codes held at once
 
 
@@ -69,7 +69,6 @@ def pool(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pooled:
     """on_progress(texts, of) may raise to stop. Special tokens are in no mean."""
-    texts = list(texts)[: max(1, NUMBERS // sae.width)]
     frame, rows = framing(tokenizer, bos), encode(tokenizer, [text for text, _, _ in texts], bos, length)
     y, f = torch.zeros(len(rows), sae.d_out), torch.zeros(len(rows), sae.width)
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
@@ -82,10 +81,28 @@ def pool(
         codes = sae.active(read.counted(inputs).to(sae.b_dec.device, torch.float32))
         f[numbers] = means.of_codes(codes, sae.width).cpu()
         on_progress(start + len(numbers), len(order))
-    train = torch.rand(len(rows), generator=torch.Generator().manual_seed(0)) < TRAIN
     labels, names = numbered([label for _, label, _ in texts])
     seconds, _ = numbered([second for _, _, second in texts])
-    return Pooled(y, f, labels, names, seconds, train)
+    return Pooled(y, f, labels, names, seconds, split(labels, seconds))
+
+
+def most_texts(width: int) -> int:
+    """So many have room in memory with the codes of an SAE of this width."""
+    return NUMBERS // width
+
+
+def split(labels: Tensor, seconds: Tensor) -> Tensor:
+    """bool [N]: those to train on. Every fifth text of each label is there to test, of each second label its share."""
+    train = torch.ones(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        train[rows[seconds[rows].argsort(stable=True)][TEST_EVERY - 1 :: TEST_EVERY]] = False
+    return train
+
+
+def difference(f: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """[M]: by how much the means of the codes f [N, M] over the one rows exceed those over the others."""
+    return f[yes].mean(0) - f[no].mean(0)
 
 
 class Means:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.ml.bootstrap import RESAMPLES, Formula, Sums, UnitSums, ratio
 from jobs.ml.logistic import Probe, fit
-from jobs.ml.pooled import Pooled
+from jobs.ml.pooled import Pooled, difference
 from jobs.ml.sae import Sae
 
 KS = (1, 2, 5)
@@ -22,7 +22,7 @@ LEAST_HARM = 0.001  # in accuracy: no resample is divided by less
 
 
 class Scores:
-    """Right and wrong answers by test text, for figures that are means over classes."""
+    """Right and wrong answers by text, for figures that are means over classes."""
 
     def __init__(self, texts: int, resamples: int) -> None:
         self.texts, self.resamples = texts, resamples
@@ -41,10 +41,11 @@ class Scores:
         }.items():
             self.note(f"{name}.{part}", rows, values)
 
-    def figure(self, formula: Formula, tested: Tensor) -> dict[str, Any]:
-        """tested bool [N]: the texts that are drawn from."""
+    def figure(self, formula: Formula) -> dict[str, Any]:
+        """Drawn from the texts that were asked about."""
         sums = UnitSums(list(self.columns), 0, "cpu")
-        rows = tested.nonzero().flatten()
+        asked = torch.stack([column for name, column in self.columns.items() if name.endswith(".n")])
+        rows = asked.any(0).nonzero().flatten()
         sums.add(torch.arange(len(rows)), {name: column[rows] for name, column in self.columns.items()})
         return sums.figures([formula], self.resamples)[formula.name]
 
@@ -61,7 +62,15 @@ def mean(values: list[np.ndarray]) -> np.ndarray:
     return np.mean(values, axis=0)
 
 
-def sparse_probing(pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def class_probes(pooled: Pooled) -> list[Probe]:
+    """Of each class against the rest, from what the SAE rebuilds."""
+    parts = (pooled.balanced(pooled.labels == number, train=True) for number in range(len(pooled.names)))
+    return [fit(pooled.y[rows], says) for rows, says in parts]
+
+
+def sparse_probing(
+    pooled: Pooled, probes: list[Probe], resamples: int = RESAMPLES
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures, and of each class the latents by which it is told.
 
     One class against the rest, as many texts of each. The k latents whose means differ most between the two are
@@ -72,20 +81,20 @@ def sparse_probing(pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str
         truth = pooled.labels == number
         rows, says = pooled.balanced(truth, train=True)
         tests, true = pooled.balanced(truth, train=False)
-        difference = pooled.f[rows][says].mean(0) - pooled.f[rows][~says].mean(0)
-        order = difference.abs().topk(min(max(KS), len(difference))).indices
+        apart = difference(pooled.f, rows[says], rows[~says]).abs()
+        order = apart.topk(min(max(KS), len(apart))).indices
         for k in KS:
             chosen = order[:k]
             probe = fit(pooled.f[rows[:, None], chosen], says)
             scores.answer(f"{k}.{number}", tests, probe.says(pooled.f[tests[:, None], chosen]), true)
-        scores.answer(f"all.{number}", tests, fit(pooled.y[rows], says).says(pooled.y[tests]), true)
-        own = scores.columns[f"1.{number}.right"].sum() / max(1, len(tests))
+        scores.answer(f"all.{number}", tests, probes[number].says(pooled.y[tests]), true)
+        own = scores.columns[f"1.{number}.right"].sum() / len(tests)
         about.append({"label": name, "latents": order.tolist(), "accuracy_1": float(own), "n": len(tests)})
-    tested, classes = ~pooled.train, range(len(pooled.names))
+    classes = range(len(pooled.names))
 
     def over_classes(name: str, ways: str, of: Any) -> dict[str, Any]:
         formula = Formula(name, 1, lambda s: mean([of(s, f"{ways}.{n}") for n in classes]))
-        return scores.figure(formula, tested)
+        return scores.figure(formula)
 
     found = {"probe_accuracy": over_classes("probe_accuracy", "all", accuracy)}
     for k in KS:
@@ -96,14 +105,19 @@ def sparse_probing(pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str
 
 def effects(sae: Sae, pooled: Pooled, probe: Probe, rows: Tensor, says: Tensor) -> Tensor:
     """[M]: how far each latent moves the probe from one side to the other, by its mean difference and its direction."""
-    difference = pooled.f[rows][says].mean(0) - pooled.f[rows][~says].mean(0)
-    return difference * (sae.W_dec.double().cpu() @ probe.weight.cpu()).float()
+    along = sae.W_dec.float() @ probe.weight.to(sae.W_dec.device, torch.float32)
+    return difference(pooled.f, rows[says], rows[~says]) * along.cpu()
 
 
-def without(sae: Sae, pooled: Pooled, rows: Tensor, latents: Tensor) -> Tensor:
-    """y [n, D_out] of the texts, with the latents taken out."""
-    taken = sae.W_dec[latents.to(sae.W_dec.device)].float().cpu()
-    return pooled.y[rows] - pooled.f[rows[:, None], latents] @ taken
+class TakenOut:
+    """Latents int64 [k] with their directions, to be taken out of texts."""
+
+    def __init__(self, sae: Sae, latents: Tensor) -> None:
+        self.latents, self.directions = latents, sae.W_dec[latents.to(sae.W_dec.device)].float().cpu()
+
+    def of(self, pooled: Pooled, rows: Tensor) -> Tensor:
+        """y [n, D_out] of the texts without them."""
+        return pooled.y[rows] - pooled.f[rows[:, None], self.latents] @ self.directions
 
 
 def strongest(effect: Tensor, n: int) -> Tensor:
@@ -112,31 +126,27 @@ def strongest(effect: Tensor, n: int) -> Tensor:
     return found.indices[found.values > 0]
 
 
-def tpp(sae: Sae, pooled: Pooled, resamples: int = RESAMPLES) -> dict[str, Any]:
+def tpp(sae: Sae, pooled: Pooled, probes: list[Probe], resamples: int = RESAMPLES) -> dict[str, Any]:
     """Targeted probe perturbation: by how much more the accuracy of a class' probe falls than that of the others when
     n latents of that class are taken out; mean over the classes."""
     classes = range(len(pooled.names))
-    parts, probes, order = [], [], []
-    for number in classes:
-        truth = pooled.labels == number
-        rows, says = pooled.balanced(truth, train=True)
-        parts.append(pooled.balanced(truth, train=False))
-        probes.append(fit(pooled.y[rows], says))
-        order.append(effects(sae, pooled, probes[-1], rows, says))
+    truths = [pooled.labels == number for number in classes]
+    tests = [pooled.balanced(truth, train=False) for truth in truths]
+    order = [effects(sae, pooled, probes[c], *pooled.balanced(truths[c], train=True)) for c in classes]
     found = {}
     for n in (n for n in TAKEN_OUT if n <= sae.width):
         scores = Scores(len(pooled.labels), resamples)
-        for c, (rows, true) in enumerate(parts):
+        taken = [TakenOut(sae, strongest(effect, n)) for effect in order]
+        for c, (rows, true) in enumerate(tests):
             scores.answer(f"{c}", rows, probes[c].says(pooled.y[rows]), true)
             for target in classes:
-                left = without(sae, pooled, rows, strongest(order[target], n))
-                scores.answer(f"{c}.{target}", rows, probes[c].says(left), true)
+                scores.answer(f"{c}.{target}", rows, probes[c].says(taken[target].of(pooled, rows)), true)
 
-        def difference(s: Sums) -> np.ndarray:
+        def targeted(s: Sums) -> np.ndarray:
             falls = [[accuracy(s, f"{c}") - accuracy(s, f"{c}.{target}") for target in classes] for c in classes]
             return mean([falls[t][t] - mean([falls[c][t] for c in classes if c != t]) for t in classes])
 
-        found[f"tpp_{n}"] = scores.figure(Formula("tpp", 1, difference), ~pooled.train)
+        found[f"tpp_{n}"] = scores.figure(Formula("tpp", 1, targeted))
     return found
 
 
@@ -152,7 +162,7 @@ def scr(sae: Sae, pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str,
     plain = Scores(len(pooled.labels), resamples)
     for name, said in answers.items():
         plain.answer(name, way.rows, said, way.truth)
-    found = {"spurious_harm": plain.figure(Formula("spurious_harm", 1, harm), ~pooled.train)}
+    found = {"spurious_harm": plain.figure(Formula("spurious_harm", 1, harm))}
     if (found["spurious_harm"]["low"] or 0) <= 0:
         return (
             found,
@@ -161,14 +171,14 @@ def scr(sae: Sae, pooled: Pooled, resamples: int = RESAMPLES) -> tuple[dict[str,
     order = effects(sae, pooled, way.spurious, *way.spurious_rows).abs()  # on whichever side it speaks
     for n in (n for n in TAKEN_OUT if n <= sae.width):
         scores = Scores(len(pooled.labels), resamples)
-        changed = way.biased.says(without(sae, pooled, way.rows, strongest(order, n)))
+        changed = way.biased.says(TakenOut(sae, strongest(order, n)).of(pooled, way.rows))
         for name, said in {**answers, "changed": changed}.items():
             scores.answer(name, way.rows, said, way.truth)
 
         def share(s: Sums) -> np.ndarray:
             return ratio(accuracy(s, "changed") - accuracy(s, "biased"), np.maximum(harm(s), LEAST_HARM))
 
-        found[f"scr_{n}"] = scores.figure(Formula("scr", 1, share), ~pooled.train)
+        found[f"scr_{n}"] = scores.figure(Formula("scr", 1, share))
     return found, ""
 
 

@@ -27,7 +27,7 @@ class ScanForm(ArtifactForm):
             tokenizations: Any = self.fields["tokenization"]
             tokenizations.queryset = tokenizations.queryset.filter(language_model=sae.language_model)
             own = sae.training.tokenization_id if sae.training else None
-            self.initial["tokenization"] = (kwargs.get("initial") or {}).get("tokenization") or own
+            self.initial["tokenization"] = self.initial.get("tokenization") or own
             self.initial.setdefault("dtype", precision_of(sae))
         for name in ("tokenization", "n_tokens", "dtype"):
             self.fields[name].required = False

@@ -1,14 +1,16 @@
 """From what a form asks for, with several values in one field, to the SAEs of a training."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from operator import itemgetter
+from typing import Any, Protocol, TypeVar
 
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.architectures.options import OPTIONS, Value
 
+Row = TypeVar("Row")
 MOST = 64  # SAEs of one training
 
 
@@ -22,6 +24,12 @@ class Asked(Protocol):
     lr: str
     seed: str
     options: dict[str, str]
+
+
+def best_of_each(rows: Iterable[Row], rebuilds: Callable[[Row], Any], ev: Callable[[Row], float | None]) -> list[Row]:
+    """Of the rows that rebuild the same, the one that explains most. What was not measured is in none."""
+    known = [(value, row) for row in rows if (value := ev(row)) is not None]
+    return list({rebuilds(row): row for _, row in sorted(known, key=itemgetter(0))}.values())
 
 
 def names_of(value: Any) -> list[str]:

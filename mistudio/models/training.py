@@ -11,7 +11,7 @@ from jobs.models import Job
 from mistudio.models.activation_cache import ActivationCache
 from mistudio.models.artifact import Artifact
 from mistudio.models.language_model import AUTO, RUN_PRECISIONS, LanguageModel, Precision
-from mistudio.models.plan import names_of, saes_of
+from mistudio.models.plan import best_of_each, names_of, saes_of
 from mistudio.models.tokenization import Tokenization
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class Training(Artifact):
     @property
     def best(self) -> "list[Sae]":
         """Of its SAEs that rebuild the same, the one that explains most of what is held out."""
-        known = [sae for sae in self.saes.all() if sae.fvu is not None]
-        return list({sae.rebuilds: sae for sae in sorted(known, key=lambda sae: -(sae.fvu or 0.0))}.values())
+        return best_of_each(self.saes.all(), lambda sae: sae.rebuilds, lambda sae: sae.explained_variance)
 
     def sae_folder(self, number: int) -> Path:
         return self.folder / (f"sae-{number}" if number else "sae")

@@ -146,8 +146,10 @@ def started(request: HttpRequest, artifact: Artifact, work: Callable[[], Any]) -
     return redirect(artifact)
 
 
-def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) -> str:
-    """Address of the form, filled in with what this was made from, or with what to take instead."""
+def again(artifact: Artifact, form_class: type[ArtifactForm], *within: int, **instead: Any) -> str:
+    """Address of the form, filled in with what this was made from, or with what to take instead.
+
+    within: the key of the object to which the form belongs, where its address has one."""
     chosen = {
         **model_to_dict(artifact, [name for name in form_class.base_fields if name != "name" and name not in instead]),
         **instead,
@@ -155,7 +157,7 @@ def again(artifact: Artifact, form_class: type[ArtifactForm], **instead: Any) ->
     ticks = [name for name, field in form_class.base_fields.items() if isinstance(field, BooleanField)]
     filled = {name: value for name, value in chosen.items() if value not in (None, "") and (value or name not in ticks)}
     words = {name: ",".join(value) if isinstance(value, list) else value for name, value in filled.items()}
-    return f"{reverse(f'{artifact._meta.model_name}_new')}?{urlencode(words)}"
+    return f"{reverse(f'{artifact._meta.model_name}_new', args=within)}?{urlencode(words)}"
 
 
 def topics(artifact: Artifact) -> list[str]:

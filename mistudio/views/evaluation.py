@@ -2,10 +2,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from mistudio.evaluated import classes, densities, groups, missing
+from mistudio.evaluated import densities, groups, missing
 from mistudio.forms.evaluation import EvaluationForm
 from mistudio.models import Evaluation, Sae
-from mistudio.views.artifact import creation, deletion, found, topics
+from mistudio.views.artifact import again, creation, deletion, found, topics
 
 
 @require_GET
@@ -28,9 +28,10 @@ def evaluation(request: HttpRequest, pk: int) -> HttpResponse:
         "job": row.job,
         "sae": row.sae,
         "groups": groups(row.figures),
-        "classes": classes(row.result),
+        "classes": row.result.get("classes", []),
         "densities": densities(row.result),
         "missing": missing(row.result),
+        "again": again(row, EvaluationForm, row.sae_id, sae=None),
         "topics": topics(row),
     }
     return render(request, "evaluation/detail.html", context)

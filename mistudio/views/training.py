@@ -1,3 +1,4 @@
+from operator import itemgetter
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
@@ -10,7 +11,8 @@ from jobs.models import Job, Metric
 from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
 from mistudio.models import Training
-from mistudio.side_by_side import best_of_each, heads, of_one_kind, ordered, side_by_side, tradeoff
+from mistudio.models.plan import best_of_each
+from mistudio.side_by_side import heads, of_one_kind, ordered, side_by_side, tradeoff
 from mistudio.views.artifact import again, creation, deletion, found, listing, owned, topics
 
 CHARTS: tuple[tuple[str, str, str, str, float, dict[str, Any]], ...] = (
@@ -89,7 +91,7 @@ def live_context(row: Training, sort: str = "") -> dict[str, Any]:
         "heads": heads(sort),
         "tradeoff": tradeoff(saes),
         "of_one_kind": of_one_kind(saes),
-        "best": best_of_each(saes),
+        "best": best_of_each(saes, itemgetter("rebuilds"), itemgetter("ev")),
         "one": saes[0] if len(saes) == 1 else None,
         "speed": speed(row),
         "charts": charts(row, points, len(saes)),

@@ -110,7 +110,7 @@ def sent(alice):
 
 def test_labels_of_an_uploaded_table_are_read_from_its_files(alice, sae, sent):
     made = launched(alice, {"labelled": sent.pk, "label_column": "kind"}, sae)
-    texts = texts_of(Params(**made.job.params), Context())
+    texts = texts_of(Params(**made.job.params), 8, Context())
     assert len(texts) == 60
     assert all((kind == "plant") == ("plants" in text) for text, kind, _ in texts)
 

@@ -53,7 +53,8 @@ def test_words_are_whole_tokens_with_a_space_before_them() -> None:
     for token, letter in words_of(tokenizer):
         text = tokenizer.decode([token])
         assert text.startswith(" ") and ord(text[1].lower()) - ord("a") == letter
-    assert prompt(tokenizer)[0] == 0
+    with_bos, without = prompt(tokenizer, "present"), prompt(tokenizer, "never")
+    assert with_bos == [0, *without] and without[0] != 0
 
 
 def test_a_tokenizer_without_words_and_an_encoder_say_why() -> None:

@@ -8,8 +8,8 @@ from jobs.ml.architectures import build
 from jobs.ml.assignment import best_assignment
 from jobs.ml.labelled import Columns, local_rows, sample
 from jobs.ml.logistic import fit
-from jobs.ml.pooled import Pooled, pool
-from jobs.ml.probing import KS, scr, sparse_probing, tpp
+from jobs.ml.pooled import Pooled, pool, split
+from jobs.ml.probing import KS, class_probes, scr, sparse_probing, tpp
 from jobs.ml.sites import capture
 from tests.ml.test_evaluate import SITE, random_sae
 from tests.ml.tiny import decoder_tokenizer, tiny_model
@@ -56,7 +56,7 @@ def test_a_column_that_never_changes_has_no_weight() -> None:
 
 def test_sparse_probing_finds_the_latent_of_each_class() -> None:
     _, pooled = told_apart()
-    figures, classes = sparse_probing(pooled)
+    figures, classes = sparse_probing(pooled, class_probes(pooled))
     assert [one["latents"][0] for one in classes] == [0, 1, 2]
     for k in KS:
         one = figures[f"sparse_probing_accuracy_{k}"]
@@ -72,7 +72,7 @@ def test_sparse_probing_finds_the_latent_of_each_class() -> None:
 def test_sparse_probing_of_noise_is_a_coin() -> None:
     _, pooled = told_apart()
     pooled.labels = pooled.labels[torch.randperm(N, generator=torch.Generator().manual_seed(5))]
-    figures, _ = sparse_probing(pooled)
+    figures, _ = sparse_probing(pooled, class_probes(pooled))
     assert 0.4 < figures["sparse_probing_accuracy_1"]["value"] < 0.6
 
 
@@ -85,7 +85,9 @@ def test_accuracy_is_the_mean_over_the_classes_of_the_share_that_is_right() -> N
         tests, true = pooled.balanced(truth, train=False)
         probe = fit(pooled.f[rows][:, [number]], says)
         shares.append((probe.says(pooled.f[tests][:, [number]]) == true).double().mean().item())
-    assert sparse_probing(pooled)[0]["sparse_probing_accuracy_1"]["value"] == pytest.approx(np.mean(shares))
+    assert sparse_probing(pooled, class_probes(pooled))[0]["sparse_probing_accuracy_1"]["value"] == pytest.approx(
+        np.mean(shares)
+    )
 
 
 def test_texts_to_train_on_are_never_tested() -> None:
@@ -99,7 +101,7 @@ def test_texts_to_train_on_are_never_tested() -> None:
 def test_taking_out_the_latents_of_a_class_harms_its_probe_alone() -> None:
     """The plain way, in loops."""
     sae, pooled = told_apart()
-    figures = tpp(sae, pooled)
+    figures = tpp(sae, pooled, class_probes(pooled))
     assert list(figures) == ["tpp_2", "tpp_5", "tpp_10", "tpp_20"]
 
     def accuracy(number: int, latents: list[int]) -> float:
@@ -124,7 +126,7 @@ def test_taking_out_the_latents_of_a_class_harms_its_probe_alone() -> None:
 def test_latents_that_know_nothing_of_the_classes_have_no_effect_of_their_own() -> None:
     sae, pooled = told_apart()
     pooled.f = 0.3 * torch.rand(N, M, generator=torch.Generator().manual_seed(3))
-    assert abs(tpp(sae, pooled)["tpp_2"]["value"]) < 0.1
+    assert abs(tpp(sae, pooled, class_probes(pooled))["tpp_2"]["value"]) < 0.1
 
 
 def test_taking_out_the_latent_of_the_second_label_removes_the_correlation() -> None:
@@ -134,7 +136,34 @@ def test_taking_out_the_latent_of_the_second_label_removes_the_correlation() -> 
     assert figures["spurious_harm"]["low"] > 0.05
     assert figures["scr_2"]["low"] <= figures["scr_2"]["value"] <= figures["scr_2"]["high"]
     assert figures["scr_2"]["value"] > 0.8
-    assert figures["scr_2"]["n"] == int((~pooled.train).sum())
+    assert figures["scr_2"]["n"] == figures["spurious_harm"]["n"] < int((~pooled.train).sum())
+
+
+def test_a_figure_counts_the_texts_that_were_asked_about() -> None:
+    """The four cells of two pairs of labels, as many of each; of the third label none."""
+    sae, pooled = told_apart(seconds=True)
+    pooled.labels[::6] = 2
+    pooled.names.append("class 2")
+    cells = [~pooled.train & (pooled.labels == a) & (pooled.seconds == b) for a in (0, 1) for b in (0, 1)]
+    figures, _ = scr(sae, pooled)
+    assert figures["spurious_harm"]["n"] == 4 * min(int(cell.sum()) for cell in cells)
+
+
+def test_a_fifth_of_each_label_is_there_to_test_with_its_share_of_the_second_labels() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 20 + [2] * 5)
+    seconds = torch.arange(len(labels)) % 2
+    test = ~split(labels, seconds)
+    assert [int(test[labels == label].sum()) for label in range(3)] == [20, 4, 1]
+    assert int(test[(labels == 0) & (seconds == 1)].sum()) == 10
+
+
+def test_where_few_texts_have_room_there_are_fewer_classes_and_none_too_small(lay) -> None:
+    rows = [{"review": f"text {n}", "stars": n % 5} for n in range(300)]
+    columns = Columns("review", "stars")
+    found = sample(local_rows(lay("reviews.jsonl", rows), columns), columns, texts=60)
+    assert {label: [one for _, one, _ in found].count(label) for label in {one for _, one, _ in found}} == {
+        "0": 20, "1": 20, "2": 20,
+    }  # fmt: skip
 
 
 def test_a_second_label_that_harms_no_probe_leaves_nothing_to_remove() -> None:
