@@ -143,7 +143,7 @@ def named(worker: Worker) -> str:
 
 
 def of_queue(queue: str, alive: list[Worker]) -> Iterator[CheckMessage]:
-    waiting = list(Job.objects.filter(state=State.QUEUED, queue=queue).order_by("queued_at"))
+    waiting = list(Job.objects.filter(state=State.QUEUED, queue=queue).order_by("queued_at").only("queued_at"))
     start = f"Start one: mistudio worker --queue {queue}, or mistudio studio for the site and all workers."
     if not alive and waiting:
         said = f"{counted(len(waiting), 'job')} of queue {queue} ({listed(waiting)}) wait, and it has no worker."

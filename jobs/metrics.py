@@ -3,7 +3,7 @@ those of this web process. Labels hold nothing that a user typed."""
 
 import shutil
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -143,13 +143,13 @@ def of_disk() -> Iterator[Family]:
 
 counting = threading.Lock()
 responses: Counter[int] = Counter()
-seconds: Counter[int] = Counter()
+seconds: defaultdict[int, float] = defaultdict(float)
 
 
 def count_response(status: int, took: float) -> None:
     with counting:
         responses[status] += 1
-        seconds[status] += took  # type: ignore[assignment]
+        seconds[status] += took
 
 
 def of_responses() -> Iterator[Family]:

@@ -4,6 +4,7 @@ A middleware before all others: a load balancer asks by address instead of by na
 answer while the database is away."""
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from jobs import metrics
 from jobs.schema import unapplied
 
 KEPT = 1  # seconds: however often it is asked, readiness costs no more than one look
+looking = threading.Lock()
 
 
 def probes(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -43,7 +45,8 @@ def healthz(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def readyz(request: HttpRequest) -> JsonResponse:
-    lacking = cache.get_or_set("not_ready", not_ready, KEPT)
+    with looking:
+        lacking = cache.get_or_set("not_ready", not_ready, KEPT)
     return JsonResponse({"ready": not lacking, "not_ready": lacking}, status=503 if lacking else 200)
 
 

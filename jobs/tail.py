@@ -64,8 +64,9 @@ class Tail:
         for topic in topics:
             self.watchers.setdefault(topic, set()).add(page)
             self.shown.pop(topic, None)  # this page was not sent it
-            if noun(topic).ticks:
-                self.due.setdefault(topic, time.monotonic())
+            if noun(topic).ticks:  # what is true now the page is shown by itself
+                self.due.setdefault(topic, time.monotonic() + noun(topic).interval)
+                self.bell.set()  # to wait no longer than for this
         async with self.lock:
             if not self.tasks:
                 self.reader = await database_sync_to_async(Reader)()
@@ -153,9 +154,11 @@ class Tail:
     async def send(self, fragments: dict[str, str | None]) -> None:
         changed = {}
         for name, html in fragments.items():
+            if name not in self.watchers:  # the last page left meanwhile
+                continue
             if html is None:
                 self.due[name] = time.monotonic() + AGAIN
-            elif html and name in self.watchers and self.shown.get(name) != html:
+            elif html and self.shown.get(name) != html:
                 changed[name] = self.shown[name] = html
         pages = {page for name in changed for page in self.watchers[name]}
         for page in pages:

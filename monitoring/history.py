@@ -38,7 +38,8 @@ def store(samples: Iterable[Sample]) -> None:
 
 
 def record(host: Host, readings: Iterable[tuple[datetime, Values]]) -> None:
-    store([Sample(host=host, resolution=READING, at=floor(at, READING), mean=values) for at, values in readings])
+    newest = {floor(at, READING): values for at, values in readings}  # a moment may come twice: the clock was set back
+    store([Sample(host=host, resolution=READING, at=at, mean=values) for at, values in newest.items()])
 
 
 # ---- coarser rows

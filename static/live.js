@@ -7,7 +7,7 @@
 
   // ---- connection: a socket if there is one, else asking every 3 s
   const live = $("#live-socket");
-  let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0;
+  let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0, again = 0;
 
   function show(state, why) {
     all("[data-link]").forEach((part) => {
@@ -54,10 +54,12 @@
   }
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old
+    clearTimeout(again);
     const mine = ++fetches, whole = async (reply) => [reply, await reply.text()];
     const [reply, html] = await fetch(location.href, { cache: "no-store" }).then(whole).catch(() => []);
-    if (!reply || reply.status >= 500) return void setTimeout(refresh, POLL);   // this once: no other news may come
-    if (!reply.ok || reply.redirected || mine < shown) return;   // or a newer answer was faster
+    if (mine < shown) return;               // a newer answer was faster
+    if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL));   // no other news may come
+    if (!reply.ok || reply.redirected) return;
     shown = mine;
     const page = new DOMParser().parseFromString(html, "text/html");
     document.title = page.title;

@@ -47,6 +47,11 @@ def test_a_coarser_row_holds_mean_and_peak_of_a_complete_interval(host):
     assert rows(host, 10)[1] == (10, 3, {"load.1": 30}, {"load.1": 60})
 
 
+def test_of_two_readings_of_one_moment_the_later_one_is_kept(host):
+    record(host, [(START, {"load.1": 1}), (after(2), {"load.1": 2}), (START, {"load.1": 3})])
+    assert rows(host, 1) == [(0, 1, {"load.1": 3}, {}), (2, 1, {"load.1": 2}, {})]
+
+
 def test_readings_weigh_the_same_and_peaks_survive_in_every_resolution(host):
     values = [random.Random(3).randrange(100) for _ in range(600)]
     del values[7:11]  # the first intervals have fewer readings
