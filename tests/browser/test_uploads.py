@@ -82,6 +82,7 @@ def test_a_browser_closed_at_sixty_percent_goes_on_at_sixty_percent(chromium, si
     second.context.close()
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_tried_again_and_two_tabs_make_one_file(chromium, signed_in, studio, tmp_path):
     path = tmp_path / "two-tabs.txt"
     path.write_text("one line of many\n" * 1_000_000)

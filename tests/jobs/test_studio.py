@@ -61,6 +61,7 @@ def test_one_command_serves_works_replaces_a_dead_worker_and_ends_with_everythin
     assert not answers(process.url)
 
 
+@pytest.mark.slow
 def test_killed_without_warning_it_leaves_nothing_and_the_next_one_starts_and_goes_on(studio, sleepy):
     process = studio()
     job = sleepy(steps=80, seconds=0.03)

@@ -152,6 +152,7 @@ def test_the_recorded_figures_fit_together(figures):
     assert losses[-1] < min(losses) + 0.01 < losses[0] - 1, "more steps made it better, or at least no worse"
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_bytes_twice(topic_file, tmp_path, capsys):
     for name in ("one", "two"):
         call_command("build_demo_model", "--steps=3", "--json", f"--corpus={topic_file}", f"--output={tmp_path / name}")

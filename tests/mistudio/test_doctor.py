@@ -253,6 +253,7 @@ def test_without_a_site_its_port_is_looked_at():
     assert site.of_port(free_port()).level == INFO
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_site_that_runs_is_named_with_what_others_reach(beside_studio, settings):
     settings.ALLOWED_HOSTS = ["localhost", "127.0.0.1"]

@@ -252,6 +252,7 @@ def said(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_commands_import_and_export(alice, there, model, capsys):
     made = said(capsys, "import_sae", str(there), "--language-model", "gpt2", "--json", "--user", "alice")
@@ -321,6 +322,7 @@ def test_without_a_token_nothing_is_pushed(hub, alice, there, model):
     assert outcome(form.launch().job).error["code"] == "ACCESS_DENIED" and not hub.repositories
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_push_is_cancelled_while_the_hub_takes_its_time(hub, alice, there, model, settings):
     """Its process hears it and ends well; nothing is committed, and nothing is left behind."""

@@ -178,6 +178,7 @@ def wait_until(true, patience=60):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_when_the_lead_is_killed_the_other_web_process_goes_on(web_processes):
     processes = {process.pid: process for process in (web_processes(), web_processes())}

@@ -174,6 +174,7 @@ def test_an_sae_from_a_cache_is_as_good_as_one_trained_on_the_fly(home, cached, 
     assert told["saes"][0]["metrics"]["tokens"] == fresh["saes"][0]["metrics"]["tokens"]
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_is_paused_and_killed_and_ends_with_the_same_weights(home, cached, tmp_path) -> None:
     def mine(name: str, **changes: Any) -> train_sae.Params:
         return training(home, tmp_path / name, caches=[str(cached)], tokens=3000, **changes)
