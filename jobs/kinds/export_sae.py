@@ -123,7 +123,7 @@ def folder_name(params: Params, reads: list[str], writes: list[str], sae: "Sae")
         return file_name(below_base_model(module) or site)
     if params.format == "gemma_scope":
         l0 = params.about.get("l0")
-        place = f"layer_{layer}" if layer is not None else "embedding"
+        place = f"layer_{layer}" if layer is not None else file_name(site)
         return f"{place}/width_{sae.width}/average_l0_{round(l0) if l0 is not None else 'unknown'}"
     return file_name(site)
 

@@ -66,6 +66,7 @@ def test_a_folder_says_what_is_in_it_before_its_weights_are_read(tmp_path) -> No
         ("google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", "blocks.12.hook_resid_post"),
         ("google/gemma-scope-9b-it-mlp/layer_3/width_16k/average_l0_9", "blocks.3.hook_mlp_out"),
         ("google/gemma-scope-2b-pt-att/layer_0/width_16k/average_l0_9", "blocks.0.hook_z"),
+        ("/embedding/layer_5_study/gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_9", "blocks.3.hook_resid_post"),
         ("/somewhere/else", ""),
     ],
 )
@@ -74,11 +75,25 @@ def test_of_gemma_scope_the_place_tells_the_site(tmp_path, place, site) -> None:
     assert recognise(tmp_path, place).reads == ((site,) if site else ())
 
 
+def test_of_gemma_scope_s_transcoders_the_place_tells_what_they_write(tmp_path) -> None:
+    foreign.gemma_scope(tmp_path)
+    facts = recognise(tmp_path, "google/gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_9")
+    assert (facts.transcodes, facts.reads, facts.writes) == (True, (), ("blocks.3.hook_mlp_out",))
+
+
 def test_of_gemma_scope_an_sae_of_embeddings_is_scaled(tmp_path) -> None:
     place = "google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"
     compute = foreign.gemma_scope(tmp_path, place)
     sae, facts = formats.read(tmp_path, place)
     assert facts.reads == ("hook_embed",)
+    assert difference(sae(inputs()), compute(inputs())[1]) < CLOSE
+
+
+@pytest.mark.parametrize("place", ["/embedding-study/layer_3/width_4k", "/embedding/mine", "/transcoders/layer_3/x"])
+def test_of_gemma_scope_words_elsewhere_in_the_path_change_nothing(tmp_path, place) -> None:
+    compute = foreign.gemma_scope(tmp_path)
+    sae, facts = formats.read(tmp_path, place)
+    assert (facts.reads, facts.transcodes) == ((), False)
     assert difference(sae(inputs()), compute(inputs())[1]) < CLOSE
 
 

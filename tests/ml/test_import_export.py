@@ -13,7 +13,7 @@ from jobs.kinds import export_sae, import_sae
 from jobs.ml import formats, store
 from jobs.ml.errors import Unusable
 from jobs.ml.formats import certify
-from jobs.ml.saelens import load_sae, sites_of
+from jobs.ml.saelens import load_sae, save_sae, sites_of
 from tests.ml import foreign
 from tests.ml.foreign import D, M, difference, inputs
 from tests.ml.test_formats import CLOSE, trained
@@ -163,8 +163,6 @@ def test_an_interrupted_download_goes_on_at_the_commit_it_began_with(stored, hub
 
 @pytest.fixture
 def home(tmp_path):
-    from jobs.ml.saelens import save_sae
-
     save_sae(trained("topk"), tmp_path / "sae", reads=[SITE], model_name="gpt2")
     return tmp_path
 
@@ -198,6 +196,16 @@ def test_an_export_is_an_archive_with_a_certificate_and_a_card(home, name, inner
     assert result["archive"] == f"my-sae-1-{name}.zip"
 
 
+@pytest.mark.parametrize("site", ["hook_embed", "blocks.3.hook_resid_post", "module:model.embedding"])
+def test_gemma_scope_s_folders_promise_no_scale_that_the_files_do_not_have(home, site) -> None:
+    save_sae(trained("jumprelu"), home / "sae", reads=[site])
+    result = send_out(home, "gemma_scope")
+    with zipfile.ZipFile(home / "out" / result["archive"]) as archive:
+        archive.extractall(home / "back")
+    sae, _ = formats.read(home / "back" / result["inner"])
+    assert difference(sae(inputs()), load_sae(home / "sae")(inputs())) < CLOSE
+
+
 def test_the_same_export_has_the_same_bytes(home) -> None:
     first = store.sha256(home / "out" / send_out(home, "saelens")["archive"])
     assert store.sha256(home / "out" / send_out(home, "saelens")["archive"]) == first
@@ -207,8 +215,6 @@ def test_what_its_peer_would_read_otherwise_is_not_packed(home, monkeypatch) -> 
     """An SAE without one active latent cannot be compared."""
     sae = load_sae(home / "sae")
     sae.b_enc -= 1e30
-    from jobs.ml.saelens import save_sae
-
     save_sae(sae, home / "sae", reads=[SITE])
     with pytest.raises(Exception, match="nothing can be compared"):
         send_out(home, "saelens")

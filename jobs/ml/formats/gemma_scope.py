@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.ml.errors import Unusable
 from jobs.ml.formats.facts import Config, Facts
 from jobs.ml.formats.headers import Headers, npz_headers, safetensors_headers
+from jobs.ml.site_names import EMBED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 NAMES = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
 SKIP = "affine_skip_connection"
 HOOKS = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "hook_z"}
+REPOSITORY = re.compile(r"gemma-scope-(\w+)-(pt|it)(?:-(res|mlp|att|transcoder))?")
+WHERE = re.compile(r"(?:.*/)?(?:layer_(\d+)|embedding(?=/width_))(?:/.*)?")  # the last folder that says it
 TWO = (
     (re.compile(r"model\.layers\.(\d+)\.output"), "blocks.{}.hook_resid_post"),
     (re.compile(r"model\.layers\.(\d+)\.self_attn\.o_proj\.input"), "blocks.{}.hook_z"),
@@ -25,7 +28,7 @@ TWO = (
     (re.compile(r"(model\.[\w.]+)\.output"), "module:{}"),
     (re.compile(r"(model\.[\w.]+)\.input"), "module:{}:input"),
 )
-EMBEDDING = "Trained on embeddings divided by the root of their width: the scale is taken into its weights."
+SCALED = "Trained on embeddings divided by the root of their width: the scale is taken into its weights."
 
 
 def headers(folder: Path) -> Headers:
@@ -45,12 +48,11 @@ def facts(folder: Path, place: str) -> Facts:
 
 
 def one(place: str, d_in: int, width: int, d_out: int) -> Facts:
-    layer, kind = re.search(r"layer_(\d+)", place), re.search(r"gemma-scope-[\w]+-(?:pt|it)-(res|mlp|att)", place)
-    model = re.search(r"gemma-scope-(\w+)-(pt|it)", place)
-    embedding = "embedding" in place
-    site = f"blocks.{layer[1]}.{HOOKS[kind[1]]}" if layer and kind else "hook_embed" if embedding else ""
-    transcodes = "transcoder" in place
-    base = f"google/gemma-2-{model[1]}" + ("-it" if model[2] == "it" else "") if model else ""
+    repository, where = REPOSITORY.search(place), WHERE.fullmatch(place)
+    size, tuning, kind = repository.groups() if repository else ("", "", "")
+    layer, transcodes = where[1] if where else "", kind == "transcoder"
+    embedding = layer is None
+    site = EMBED if embedding else f"blocks.{layer}.{HOOKS[kind]}" if layer and kind in HOOKS else ""
     return Facts(
         "gemma_scope",
         "jumprelu",
@@ -59,12 +61,12 @@ def one(place: str, d_in: int, width: int, d_out: int) -> Facts:
         d_out,
         centred=False,
         transcodes=transcodes,
-        reads=(site,) if site and not transcodes else (),
-        writes=(f"blocks.{layer[1]}.hook_mlp_out",) if transcodes and layer else (),
-        model_name=base,
-        dataset="monology/pile-uncopyrighted" if model else "",
-        context_size=1024 if model else None,
-        notes=(EMBEDDING,) if embedding else (),
+        reads=(site,) if site else (),
+        writes=(f"blocks.{layer}.hook_mlp_out",) if transcodes and layer else (),
+        model_name=f"google/gemma-2-{size}" + ("-it" if tuning == "it" else "") if repository else "",
+        dataset="monology/pile-uncopyrighted" if repository else "",
+        context_size=1024 if repository else None,
+        notes=(SCALED,) if embedding else (),
     )
 
 
@@ -114,7 +116,7 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     ours["W_enc"] = ours["W_enc"].T
     if facts.skip:
         ours["W_skip"] = found[SKIP].T
-    if EMBEDDING in facts.notes:
+    if facts.reads == (EMBED,):
         ours |= {"W_enc": ours["W_enc"] / facts.d_in**0.5, "W_dec": ours["W_dec"] * facts.d_in**0.5}
     return ours
 
