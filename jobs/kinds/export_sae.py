@@ -31,7 +31,7 @@ class Params:
     folder: str
     format: str
     about: dict[str, Any] = field(default_factory=dict)  # see jobs.ml.formats.card
-    module: str = ""  # path of the module that the site is of, in the transformers model
+    module: str = ""  # path of the module that puts the site out, in the transformers model; empty: none does
     repository: str = ""  # of the hub; empty: it is not pushed
     private: bool = True
     scan_folder: str = ""  # for formats of features
@@ -117,12 +117,10 @@ def folder_name(params: Params, reads: list[str], writes: list[str], sae: "Sae")
     from jobs.ml.formats.hooks import below_base_model, layer_of
 
     site = (writes or reads)[0]
-    layer = layer_of(site)
     if params.format == "sparsify":
-        module = params.module or (f"layers.{layer}" if layer is not None else "")
-        return file_name(below_base_model(module) or site)
+        return file_name(below_base_model(params.module) or site)
     if params.format == "gemma_scope":
-        l0 = params.about.get("l0")
+        layer, l0 = layer_of(site), params.about.get("l0")
         place = f"layer_{layer}" if layer is not None else file_name(site)
         return f"{place}/width_{sae.width}/average_l0_{round(l0) if l0 is not None else 'unknown'}"
     return file_name(site)

@@ -4,6 +4,7 @@ from typing import Any
 from django.db import models
 
 from jobs.ml.formats import FORMATS
+from jobs.ml.formats.hooks import module_that_puts_out
 from mistudio.models.artifact import Artifact
 from mistudio.models.sae import Sae
 
@@ -45,14 +46,12 @@ class Export(Artifact):
 
     def params(self) -> dict[str, Any]:
         sae = self.sae
-        modules = {entry["name"]: entry.get("path", "") for entry in sae.language_model.sites}
-        site = (sae.writes or sae.reads)[0]
         known = {
             "sae_folder": str(sae.folder),
             "folder": str(self.folder),
             "format": self.format,
             "about": {**sae.about(), "licence": self.licence or sae.licence},
-            "module": modules.get(site) or "",
+            "module": module_that_puts_out((sae.writes or sae.reads)[0], sae.language_model.sites),
             "repository": self.repository,
             "private": not self.public,
         }

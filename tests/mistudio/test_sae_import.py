@@ -196,6 +196,17 @@ def test_an_export_can_be_downloaded_and_shows_its_certificate(alice, client_of,
     assert again.width == M
 
 
+def test_an_export_names_the_module_that_puts_out_what_enters_the_block(alice, team):
+    sites = [
+        {"name": f"blocks.{n}.hook_resid_{end}", "width": 16, "path": f"model.layers.{n}", "side": side}
+        for n in range(2)
+        for end, side in (("pre", "input"), ("post", "output"))
+    ]
+    sae = rows.sae(team, reads=["blocks.1.hook_resid_pre"])
+    sae.language_model.sites = sites
+    assert rows.export(team, sae=sae).params()["module"] == "model.layers.0"
+
+
 def test_the_card_of_a_trained_sae_says_on_how_much_its_figures_were_measured(alice, tmp_path):
     texts = write_texts(tmp_path / "texts.jsonl", documents(240))
     sae, _ = walk(alice, save_model(tiny_model("llama"), tmp_path / "llama"), texts, architecture="batchtopk")

@@ -4,19 +4,25 @@ import shutil
 import tarfile
 import threading
 import zipfile
+from dataclasses import asdict
 
 import pytest
+import torch
 
 from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput
 from jobs.kinds import export_sae, import_sae
+from jobs.kinds.export_sae import Params
 from jobs.ml import formats, store
 from jobs.ml.errors import Unusable
 from jobs.ml.formats import certify
+from jobs.ml.formats.hooks import module_that_puts_out, site_of_module
 from jobs.ml.saelens import load_sae, save_sae, sites_of
+from jobs.ml.sites import capture_all, list_sites
 from tests.ml import foreign
 from tests.ml.foreign import D, M, difference, inputs
 from tests.ml.test_formats import CLOSE, trained
+from tests.ml.tiny import tiny_model
 
 SITE = "blocks.3.hook_resid_post"
 
@@ -194,6 +200,20 @@ def test_an_export_is_an_archive_with_a_certificate_and_a_card(home, name, inner
     assert "| Explained variance | 0.912 | 131,072 held-out tokens |" in card
     assert r"my \<sae\> \| 1" in card and "was not asked" in card
     assert result["archive"] == f"my-sae-1-{name}.zip"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "bert"])
+def test_sparsify_s_folder_names_a_module_that_puts_out_the_very_tensor_or_the_site_itself(kind) -> None:
+    model = tiny_model(kind)
+    sites = [asdict(site) for site in list_sites(model)]
+    for site in (one["name"] for one in sites):
+        module = module_that_puts_out(site, sites)
+        inner = export_sae.folder_name(Params("/sae", "/out", "sparsify", module=module), [site], [], None)
+        back = site_of_module(inner)
+        same = [f"module:{module}"] * bool(module) + [back] * bool(back)
+        found = capture_all(model, [site, *same], torch.arange(6).view(1, 6))
+        assert same and all(torch.equal(found[name], found[site]) for name in same), site
+        assert bool(module) == (not site.endswith(("hook_z", "hook_resid_mid", "hook_post", "0.hook_resid_pre")))
 
 
 @pytest.mark.parametrize("site", ["hook_embed", "blocks.3.hook_resid_post", "module:model.embedding"])
