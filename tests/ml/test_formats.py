@@ -159,6 +159,29 @@ def test_an_sae_computes_the_same_after_it_was_written_and_read_in_a_format(tmp_
     assert facts.reads == ("blocks.3.hook_resid_post",)
 
 
+@pytest.mark.parametrize(
+    "site", ["blocks.3.hook_z", "blocks.3.hook_z.1", "blocks.3.mlp.hook_post", "hook_embed", "module:model.norm:input"]
+)
+def test_dictionary_learning_s_configuration_keeps_the_name_of_any_site(tmp_path, site) -> None:
+    formats.write(trained("topk"), tmp_path, "dictionary_learning", reads=[site])
+    assert recognise(tmp_path).reads == (site,)
+
+
+@pytest.mark.parametrize(
+    ("named", "site"),
+    [
+        ({"submodule_name": "", "layer": 3}, "blocks.3.hook_resid_post"),
+        ({"submodule_name": "model.layers.3.mlp", "layer": 3}, "blocks.3.hook_mlp_out"),
+        ({"submodule_name": "model.layers.3.mlp.gate", "layer": 3}, ""),
+    ],
+)
+def test_of_dictionary_learning_a_module_that_is_not_known_is_not_taken_for_its_layer(tmp_path, named, site) -> None:
+    foreign.dictionary_learning(tmp_path)
+    whole = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(whole | {"trainer": whole["trainer"] | named}))
+    assert recognise(tmp_path).reads == ((site,) if site else ())
+
+
 @pytest.mark.parametrize(("name", "architecture"), [("sparsify", "topk"), ("saelens", "jumprelu")])
 def test_a_transcoder_is_written_and_read_with_its_skip_connection(tmp_path, name, architecture) -> None:
     sae = trained(architecture, centred=False, skip=True)

@@ -50,7 +50,8 @@ LAYER = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out)_layer_(\d+)")
 def facts(folder: Path, place: str) -> Facts:
     whole = Config.read(folder / "config.json")
     config, buffer = whole.inner("trainer"), whole.inner("buffer")
-    kind = kind_of(config)
+    kind, io = kind_of(config), buffer.text("io") or "out"
+    transcodes = io in ("in_to_out", "in_and_out")
     return Facts(
         "dictionary_learning",
         kind.architecture,
@@ -58,11 +59,11 @@ def facts(folder: Path, place: str) -> Facts:
         config.count("dict_size"),
         options={"k": config.count("k")} if kind.architecture == "topk" else {},
         centred=kind.centred,
-        reads=sites(config, buffer),
+        reads=sites(config, io),
         model_name=config.text("lm_name"),
         context_size=buffer.count("ctx_len") if buffer.values.get("ctx_len") else None,
-        notes=transcoder_note(buffer),
-        transcodes=buffer.text("io") in ("in_to_out", "in_and_out"),
+        notes=("It reads what goes into a module, and rebuilds what that puts out.",) if transcodes else (),
+        transcodes=transcodes,
     )
 
 
@@ -73,20 +74,16 @@ def kind_of(config: Config) -> Kind:
     return KINDS[name]
 
 
-def transcoder_note(buffer: Config) -> tuple[str, ...]:
-    reads_and_writes = buffer.text("io") in ("in_to_out", "in_and_out")
-    return ("It reads what goes into a module, and rebuilds what that puts out.",) if reads_and_writes else ()
-
-
-def sites(config: Config, buffer: Config) -> tuple[str, ...]:
-    name, io = config.text("submodule_name"), buffer.text("io") or "out"
+def sites(config: Config, io: str) -> tuple[str, ...]:
+    """A layer without a name is that of the residual stream; a name that is not known is no site."""
+    name, layer = config.text("submodule_name"), config.values.get("layer")
     if io not in ("in", "out"):
         return ()
-    if layer := LAYER.search(name):
-        return (f"blocks.{layer[2]}.hook_{layer[1]}",)
+    if known := LAYER.search(name):
+        return (f"blocks.{known[2]}.hook_{known[1]}",)
     site = site_of_module(name)
-    if not site and isinstance(config.values.get("layer"), int):
-        site = f"blocks.{config.values['layer']}.hook_resid_post"
+    if not name and isinstance(layer, int):
+        site = f"blocks.{layer}.hook_resid_post"
     if io == "in":
         site = site.replace("resid_post", "resid_pre") if site.endswith("resid_post") else ""
     return (site,) if site else ()
@@ -145,7 +142,7 @@ def write(sae: "Sae", folder: Path, reads: tuple[str, ...], writes: tuple[str, .
         **({"k": k} if k else {}),
         "layer": layer_of(reads[0]),
         "lm_name": metadata.get("model_name", ""),
-        "submodule_name": reads[0].replace("blocks.", "").replace(".hook_", "_"),
+        "submodule_name": reads[0],
     }
     if site := re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out|attn_out)", reads[0]):
         trainer["submodule_name"] = f"{site[2]}_layer_{site[1]}"
