@@ -31,10 +31,10 @@ class Pushes:
         found = [pattern.fullmatch(path) for pattern in (PREUPLOAD, COMMIT, BATCH)]
         if path != "/api/validate-yaml" and path != "/api/repos/create" and not any(found):
             return False
-        if self.headers.get("Authorization") != f"Bearer {self.hub.TOKEN}":
-            self.send(401, b'{"error": "Invalid username or password."}')
-        elif path == "/api/validate-yaml":
+        if path == "/api/validate-yaml":  # anyone may ask
             self.send_json({"warnings": [], "errors": []})
+        elif self.headers.get("Authorization") != f"Bearer {self.hub.TOKEN}":
+            self.send(401, b'{"error": "Invalid username or password."}')
         elif path == "/api/repos/create":
             self.make()
         else:

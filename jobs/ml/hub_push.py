@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+from jobs.ml.errors import Unusable
 from jobs.ml.hub import HubUnreachable, NoAccess, NotOnHub, in_words, reason
 
 WRITE_HINT = "Store a token with the right to write there on your account page, or set HF_TOKEN for the workers."
+CARD = "README.md"
 LOOK = 0.2  # seconds
 
 
@@ -35,9 +37,10 @@ def push(
     """All files of the folder as one commit to a model repository, which is made where there is none. What is there
     already and unchanged is not sent again.
 
-    `check` is asked all the while; what it raises ends the push at once, without a commit. huggingface_hub lets nobody
-    interrupt it, so it works beside, in a thread that ends with the process. `advance` is told the bytes of each file
-    that is there. Raises NoAccess, NotOnHub, HubUnreachable.
+    `check` is asked all the while; what it raises ends the push at once, without a commit, unless that is under way:
+    then it may still be made. huggingface_hub lets nobody interrupt it, so it works beside, in a thread that ends with
+    the process. `advance` is told the bytes of each file that is there. Raises NoAccess, NotOnHub, HubUnreachable,
+    Unusable.
     """
     answer: Future[Pushed] = Future()
     ended = threading.Event()
@@ -68,21 +71,35 @@ def sent(
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    if "README.md" in names and has_card(api, repository):
-        names.remove("README.md")
+    if CARD in names and has_card(api, repository):
+        names.remove(CARD)
+    if CARD in names:
+        check_card((folder / CARD).read_text(encoding="utf-8"))
     files = [CommitOperationAdd(name, folder / name) for name in names]
     for file in files:
         api.preupload_lfs_files(repository, [file], free_memory=False)
         advance((folder / file.path_in_repo).stat().st_size)
         if ended.is_set():
-            raise Ended
+            break
+    if ended.is_set():
+        raise Ended
     done = api.create_commit(repository, files, commit_message=message)
     return Pushed(done.oid, str(done.commit_url))
 
 
 def has_card(api: HfApi, repository: str) -> bool:
     """Then it stays: it may speak of more than this SAE."""
-    return any(sibling.rfilename == "README.md" for sibling in api.model_info(repository).siblings or ())
+    return any(sibling.rfilename == CARD for sibling in api.model_info(repository).siblings or ())
+
+
+def check_card(text: str) -> None:
+    """Before anything is sent: the hub takes no commit whose card it does not understand. Raises Unusable."""
+    try:
+        ModelCard(text).validate()
+    except ValueError as error:
+        said = " ".join(str(error).split())[:300]
+        hint = "Give a licence as the hub names it, such as mit."
+        raise Unusable(f"The hub does not take the card: {said}", hint, "licence") from error
 
 
 @contextmanager

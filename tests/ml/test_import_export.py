@@ -13,7 +13,7 @@ from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput
 from jobs.kinds import export_sae, import_sae
 from jobs.kinds.export_sae import Params
-from jobs.ml import formats, store
+from jobs.ml import formats, hub_push, store
 from jobs.ml.errors import Unusable
 from jobs.ml.formats import certify
 from jobs.ml.formats.hooks import module_that_puts_out, site_of_module
@@ -273,6 +273,22 @@ def test_a_push_hears_a_cancel_while_the_hub_says_nothing_and_commits_nothing_la
         if thread.name == "push":
             thread.join(30)
     assert writable.repositories["model", "alice/saes"].files == {}
+
+
+def test_a_licence_that_the_hub_does_not_know_ends_a_push_before_anything_is_sent(home, writable) -> None:
+    writable.fault("/api/validate-yaml", status=400, body=b'"license" must be one of [apache-2.0, mit]')
+    about = {**ABOUT, "licence": "Apache 2.0"}
+    with pytest.raises(Unusable, match='does not take the card: "license" must be one of') as caught:
+        send_out(home, "saelens", about=about, repository="alice/saes")
+    assert caught.value.field == "licence" and "such as mit" in caught.value.hint
+    assert not any(method == "PUT" for method, *_ in writable.requests)
+
+
+def test_a_push_that_ended_with_nothing_left_to_send_makes_no_commit_either(tmp_path, writable) -> None:
+    ended = threading.Event()
+    ended.set()
+    with pytest.raises(hub_push.Ended):
+        hub_push.sent(tmp_path, "alice/saes", "nothing", True, lambda n: None, ended)
 
 
 def test_a_push_counts_the_bytes_that_are_there(home, writable) -> None:
