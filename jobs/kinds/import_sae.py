@@ -137,7 +137,6 @@ def bring(params: Params, room: Path, ctx: Context) -> tuple[str, str, str]:
 
 def from_hub(params: Params, room: Path, ctx: Context) -> tuple[str, str, str]:
     from jobs.ml import disk, formats, hub, store
-    from jobs.ml.formats.look import belongs
 
     keep_to_limit(ctx)
     begun = store.read_json_if_there(room / ORIGIN)
@@ -150,7 +149,7 @@ def from_hub(params: Params, room: Path, ctx: Context) -> tuple[str, str, str]:
     room.mkdir(parents=True, exist_ok=True)
     store.write_json(room / ORIGIN, {"asked": asked, "commit": repository.commit})
     chosen = formats.choose([file.name for file in repository.files], params.path)
-    files = [file for file in repository.files if belongs(file.name, chosen)]
+    files = [file for file in repository.files if formats.belongs(file.name, chosen)]
     total = sum(file.size or 0 for file in files)
     disk.require_space(room, 3 * total, params.source)  # what comes, and what is made of it
     ctx.stage("fetch", total=total or None, unit="bytes")
@@ -180,7 +179,7 @@ def from_folder(params: Params, source: Path, room: Path, ctx: Context) -> tuple
 
     found = formats.find(source, params.path)
     inner = [path for path in sorted(found.rglob("*")) if not path.is_symlink() and path.is_file()]
-    files = [path for path in inner if formats.is_known(path.relative_to(source).as_posix())]
+    files = [path for path in inner if formats.belongs(path.relative_to(found).as_posix(), "")]
     sizes = sum(path.stat().st_size for path in files)
     disk.require_space(room, 2 * sizes, str(source))
     fresh(room)
@@ -194,14 +193,13 @@ def from_folder(params: Params, source: Path, room: Path, ctx: Context) -> tuple
 
 def from_archive(params: Params, source: Path, room: Path, ctx: Context) -> tuple[str, str, str]:
     from jobs.ml import archives, disk, formats
-    from jobs.ml.formats.look import belongs
 
     if not archives.is_archive(source):
         hint = "Give a folder, or a zip or tar archive of one."
         raise InvalidInput(f"{source.name} is neither a folder nor an archive.", hint, "source")
     members = archives.members(source, source.name)
     chosen = formats.choose([member.name for member in members], params.path)
-    taken = [member for member in members if belongs(member.name, chosen)]
+    taken = [member for member in members if formats.belongs(member.name, chosen)]
     sizes = sum(member.size for member in taken)
     disk.require_space(room, 2 * sizes, source.name)
     fresh(room)

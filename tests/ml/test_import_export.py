@@ -150,6 +150,21 @@ def test_from_the_hub_it_is_read_at_a_commit_and_its_site_from_its_place(stored,
     assert result["path"] == "layer_3/width_16k/average_l0_9"
 
 
+@pytest.mark.parametrize("form", ["folder", "sae.zip", "owner/saes"])
+def test_checkpoints_below_the_sae_are_left_where_they_are(hub, monkeypatch, tmp_path, form) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    there = tmp_path / "there"
+    foreign.saelens(there)
+    foreign.saelens(there / "checkpoint_1")
+    files = {path.relative_to(there).as_posix(): path.read_bytes() for path in there.rglob("*.*")}
+    hub.add("model", "owner/saes", files)
+    source = form if "/" in form else there if form == "folder" else archived(there, tmp_path / form)
+    ctx = Context(1, 1, import_sae.STAGES)
+    import_sae.bring(import_sae.Params(str(source), str(tmp_path / "made/sae")), tmp_path / "room", ctx)
+    brought = {path.relative_to(tmp_path / "room/files").as_posix() for path in (tmp_path / "room/files").rglob("*")}
+    assert brought == {"cfg.json", "sae_weights.safetensors"}
+
+
 def test_an_interrupted_download_goes_on_at_the_commit_it_began_with(stored, hub, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("jobs.ml.hub.FIRST_WAIT", 0.01)
     hub.fault("params.npz", breaks_after=2000)

@@ -46,6 +46,17 @@ def test_no_weights_are_fetched_to_look(hub, tmp_path) -> None:
     assert hub.fetched("cfg.json") and not hub.fetched("safetensors")
 
 
+def test_what_lies_below_a_chosen_sae_is_neither_counted_nor_fetched(hub, tmp_path) -> None:
+    foreign.saelens(tmp_path / "there")
+    alone = look_path(tmp_path / "there")
+    foreign.saelens(tmp_path / "there/checkpoint_1")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "there")
+    hub.add("model", "owner/saes", files_of(tmp_path / "there"))
+    for found in (look_path(tmp_path / "there"), look_path(tmp_path / "packed.zip"), ask("owner/saes")):
+        assert (found.path, found.size, found.facts) == ("", alone.size, alone.facts)
+    assert not hub.fetched("checkpoint_1")
+
+
 def test_what_only_the_weights_tell_is_left_open(hub, tmp_path) -> None:
     foreign.gemma_scope(tmp_path / "layer_3/width_16k/average_l0_9")
     hub.add("model", "google/gemma-scope-2b-pt-res", files_of(tmp_path))

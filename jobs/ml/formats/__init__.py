@@ -68,23 +68,18 @@ def all_there(folder: Path, names: tuple[str, ...]) -> bool:
     return all((folder / name).is_file() and not (folder / name).is_symlink() for name in names)
 
 
-def is_known(name: str) -> bool:
-    """May a file of this path be part of an SAE?"""
-    return any(f"/{name}".endswith(f"/{known}") for known in NAMES)
+def belongs(name: str, folder: str) -> bool:
+    """May the file of this path be part of the SAE in the folder ("" is the top)?"""
+    return name in {f"{folder}/{known}".lstrip("/") for known in NAMES}
 
 
-def among(names: Iterable[str]) -> dict[str, str]:
-    """Folder ("" is the top) → its format, of the files with these paths."""
+def among(names: Iterable[str]) -> set[str]:
+    """The folders ("" is the top) that hold an SAE of a known format, of the files with these paths."""
     there = {"/" + name.strip("/") for name in names}
-    found: dict[str, str] = {}
-    for name, format in FORMATS.items():
-        for files in format.files:
-            above = {path.removesuffix(f"/{files[0]}") for path in there if path.endswith(f"/{files[0]}")}
-            found |= {
-                folder.strip("/"): name
-                for folder in sorted(above)
-                if all(f"{folder}/{file}" in there for file in files)
-            }
+    found = set()
+    for files in (files for format in FORMATS.values() for files in format.files):
+        above = {path.removesuffix(f"/{files[0]}") for path in there if path.endswith(f"/{files[0]}")}
+        found |= {folder.strip("/") for folder in above if all(f"{folder}/{file}" in there for file in files)}
     return found
 
 
@@ -101,7 +96,7 @@ def choose(names: Collection[str], path: str = "") -> str:
     if path in found:
         return path
     if len(found) == 1:
-        return next(iter(found))
+        return found.pop()
     if found:
         some = ", ".join(sorted(found)[:5]) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
         raise Unusable(f"There are {len(found):,} SAEs here: {some}.", "Give the folder of one of them.", "path")

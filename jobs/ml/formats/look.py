@@ -55,7 +55,7 @@ def look_folder(source: Path, path: str) -> Found:
     chosen = formats.choose(names, path)
     folder = source / chosen
     place = f"{source}/{chosen}".rstrip("/")
-    size = sum((source / name).stat().st_size for name in names if belongs(name, chosen))
+    size = sum((source / name).stat().st_size for name in names if formats.belongs(name, chosen))
     return Found(formats.format_of(folder), chosen, size, formats.recognise(folder, place), place)
 
 
@@ -75,15 +75,11 @@ def look_hub(repository: str, path: str, revision: str, token: str, seconds: flo
     return Found(found.format, found.path, found.size, found.facts, found.place, seen.repository.commit)
 
 
-def belongs(name: str, folder: str) -> bool:
-    return formats.is_known(name) and (not folder or name.startswith(f"{folder}/"))
-
-
 def by_texts(sizes: dict[str, int], path: str, source: str, text_of: Callable[[str], bytes]) -> Found:
     """From the configuration alone: the weights stay where they are."""
     chosen = formats.choose(list(sizes), path)
     place = f"{source}/{chosen}".rstrip("/")
-    taken = [name for name in sizes if belongs(name, chosen)]
+    taken = [name for name in sizes if formats.belongs(name, chosen)]
     with tempfile.TemporaryDirectory() as room:
         stand_in(Path(room), chosen, taken, text_of)
         format = formats.format_of(Path(room))
