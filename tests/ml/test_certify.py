@@ -3,9 +3,11 @@
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from jobs.errors import Cancelled
 from jobs.ml import formats
 from jobs.ml.errors import WithHint
 from jobs.ml.formats import certify as certificates
@@ -62,27 +64,69 @@ def test_an_sae_without_a_single_active_latent_is_not_certified(tmp_path) -> Non
     assert not certify(sae, tmp_path / "sae", "saelens").holds
 
 
-def test_a_peer_that_cannot_read_the_files_says_why(tmp_path, monkeypatch) -> None:
-    """This Python, which has none of them, stands in for one whose peer is broken."""
-    monkeypatch.setenv(certificates.PEERS, sys.executable)
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """A Python that says it has them, and then does as the test wishes."""
+
+    def make(does: str) -> None:
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\ncd "$(dirname "$0")"; env >> seen\n[ "$1" = -Ic ] && exit 0\n{does}\n')
+        python.chmod(0o755)
+        monkeypatch.setenv(certificates.PEERS, str(python))
+
+    return make
+
+
+@pytest.fixture
+def topk(tmp_path):
     sae = trained("topk")
     formats.write(sae, tmp_path / "sae", "sparsify", reads=["hook_embed"])
-    with pytest.raises(WithHint, match="eai-sparsify cannot read what was written: .*No module named 'sparsify'"):
-        certify(sae, tmp_path / "sae", "sparsify")
+    return sae
+
+
+def test_a_peer_that_cannot_read_the_files_says_why(tmp_path, topk, peers, monkeypatch) -> None:
+    peers("echo 'ValueError: no such thing' >&2; exit 1")
+    with pytest.raises(WithHint, match="eai-sparsify cannot read what was written: ValueError: no such thing"):
+        certify(topk, tmp_path / "sae", "sparsify")
     monkeypatch.setenv(certificates.PEERS, "/nowhere/python")
     with pytest.raises(WithHint, match="cannot be asked") as caught:
-        certify(sae, tmp_path / "sae", "sparsify")
+        certify(topk, tmp_path / "sae", "sparsify")
     assert certificates.PEERS in caught.value.hint
 
 
-def test_the_peer_is_not_handed_what_it_need_not_know(tmp_path, monkeypatch) -> None:
+def test_where_the_named_python_has_no_such_peer_the_formula_is_used(tmp_path, topk, monkeypatch) -> None:
+    """This Python has none of them. A folder of that name where it looks is none either."""
+    (tmp_path / "sparsify").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for named in (sys.executable, ""):
+        monkeypatch.setenv(certificates.PEERS, named)
+        certificate = certify(topk, tmp_path / "sae", "sparsify")
+        assert certificate.holds and not certificate.by_peer
+
+
+def test_a_peer_is_asked_no_longer_than_the_job_is_wanted(tmp_path, topk, peers) -> None:
+    peers("echo $$ > mine; mv mine pid; exec sleep 60")
+
+    def check() -> None:
+        if (tmp_path / "pid").exists():
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        certify(topk, tmp_path / "sae", "sparsify", check)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_peer_that_does_not_answer_is_given_up(tmp_path, topk, peers, monkeypatch) -> None:
+    monkeypatch.setattr(certificates, "SECONDS", 0.3)
+    peers("exec sleep 60")
+    with pytest.raises(WithHint, match="eai-sparsify did not answer"):
+        certify(topk, tmp_path / "sae", "sparsify")
+
+
+def test_the_peer_is_not_handed_what_it_need_not_know(tmp_path, topk, peers, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret_secret")
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nenv > "$(dirname "$0")/seen"\nexit 1\n')
-    python.chmod(0o755)
-    monkeypatch.setenv(certificates.PEERS, str(python))
-    sae = trained("topk")
-    formats.write(sae, tmp_path / "sae", "saelens", reads=["hook_embed"])
+    peers("exit 1")
     with pytest.raises(WithHint):
-        certify(sae, tmp_path / "sae", "saelens")
-    assert "hf_secret" not in (tmp_path / "seen").read_text()
+        certify(topk, tmp_path / "sae", "sparsify")
+    seen = (tmp_path / "seen").read_text()
+    assert seen.count("HF_HUB_OFFLINE") == 2 and "hf_secret" not in seen

@@ -1,11 +1,12 @@
 """A certificate of an export: what the peer itself, or failing that its documented formula, computes from the files."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ VECTORS, MOST_CODES = 256, 2**25
 LIMIT = 1e-5  # of the largest value
 AT_THRESHOLD = 0.01  # of the vectors, at most, may have a latent so near to its threshold that rounding decides
 BASE, PER_NUMBER, PER_CODE = 2**30, 36, 64  # bytes; a little above what was seen
-SECONDS = 600
+SECONDS, LOOK = 600, 0.2
+HAS = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")  # of the environment: no secrets
 OWN = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "CUDA_VISIBLE_DEVICES": ""}  # sparsify has it for CUDA
-PEERS = "MISTUDIO_PEERS"  # a Python in which the peers are installed
+PEERS = "MISTUDIO_PEERS"  # a Python in which peers are installed
+Check = Callable[[], None]  # raises where the work shall end
 MODULES = {"sae-lens": "sae_lens", "eai-sparsify": "sparsify", "dictionary-learning": "dictionary_learning"}
 
 
@@ -69,11 +72,9 @@ class Uncertified:
         return {**asdict(self), "holds": False}
 
 
-def certify(
-    sae: Sae, folder: Path | str, name: str, check: Callable[[], None] = lambda: None
-) -> Certificate | Uncertified:
-    """Of the SAE that was written to the folder. check: raises where the work shall end. Raises WithHint where the peer
-    cannot read what was written."""
+def certify(sae: Sae, folder: Path | str, name: str, check: Check = lambda: None) -> Certificate | Uncertified:
+    """Of the SAE that was written to the folder. Raises WithHint where the peer cannot read what was written, and what
+    `check` raises."""
     folder, package = Path(folder), FORMATS[name].peer
     needed, available = memory_needed(sae), psutil.virtual_memory().available
     if needed > available:
@@ -81,9 +82,9 @@ def certify(
     sae = copied(sae)
     x = vectors(sae)
     check()
-    python = python_with(MODULES[package])
+    python = python_with(package, check)
     if python:
-        codes, x_hat, version = ask_peer(python, folder, name, x)
+        codes, x_hat, version = ask_peer(python, folder, name, x, check)
     else:
         theirs = FORMULAS[name](folder, x.numpy())
         codes, x_hat, version = *map(torch.from_numpy, theirs), None
@@ -140,30 +141,45 @@ def vectors(sae: Sae) -> Tensor:
     return x
 
 
-def python_with(module: str) -> str:
-    """A Python that can import the peer; "" where there is none."""
-    if python := os.environ.get(PEERS, ""):
-        return python
-    return sys.executable if importlib.util.find_spec(module) else ""
+def python_with(package: str, check: Check = lambda: None) -> str:
+    """A Python that can import the peer, as it says itself; "" where there is none. Raises WithHint."""
+    candidates = (python for python in (os.environ.get(PEERS, ""), sys.executable) if python)
+    return next((one for one in candidates if not run([one, "-Ic", HAS, MODULES[package]], package, check)[0]), "")
 
 
-def ask_peer(python: str, folder: Path, name: str, x: Tensor) -> tuple[Tensor, Tensor, str]:
-    script = Path(__file__).with_name("in_peer.py")
+def ask_peer(
+    python: str, folder: Path, name: str, x: Tensor, check: Check = lambda: None
+) -> tuple[Tensor, Tensor, str]:
+    """Codes, reconstructions and the version of the peer. Raises WithHint, and what `check` raises."""
+    script, package = Path(__file__).with_name("in_peer.py"), FORMATS[name].peer
     with tempfile.TemporaryDirectory() as room:
         given, out = Path(room, "x.safetensors"), Path(room, "out.safetensors")
         save_file({"x": x}, given)
-        env = {key: os.environ[key] for key in HANDED_ON if key in os.environ} | OWN
-        words = [python, "-I", str(script), name, str(folder), str(given), str(out)]
-        try:
-            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)  # noqa: S603
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise WithHint(
-                f"{FORMATS[name].peer} cannot be asked: {error}.", f"Set {PEERS} to a Python that has it."
-            ) from error
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-            raise WithHint(f"{FORMATS[name].peer} cannot read what was written: {said}")
+        code, errors = run([python, "-I", str(script), name, str(folder), str(given), str(out)], package, check)
+        if code:
+            said = (errors.strip().splitlines() or ["no message"])[-1][:300]
+            raise WithHint(f"{package} cannot read what was written: {said}")
         with safe_open(out, framework="pt") as file:
             version = file.metadata()["version"]
         found = load_file(out)
     return found["codes"], found["x_hat"], version
+
+
+def run(words: list[str], package: str, check: Check) -> tuple[int, str]:
+    """The exit code and what was said on stderr. Killed where `check` raises, or after SECONDS. Raises WithHint."""
+    env = {key: os.environ[key] for key in HANDED_ON if key in os.environ} | OWN
+    until = time.monotonic() + SECONDS
+    try:
+        child = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    except OSError as error:
+        raise WithHint(f"{package} cannot be asked: {error}.", f"Set {PEERS} to a Python that has it.") from error
+    with child:
+        try:
+            while time.monotonic() < until:
+                check()
+                with suppress(subprocess.TimeoutExpired):
+                    errors = child.communicate(timeout=LOOK)[1]
+                    return child.returncode, errors
+        finally:
+            child.kill()
+    raise WithHint(f"{package} did not answer in {SECONDS} seconds.", "Try again when the machine has less to do.")
