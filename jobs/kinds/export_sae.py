@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.context import Context
 from jobs.errors import InvalidInput, JobError
 from jobs.kinds.sources import HUB_ID, check_absolute
+from jobs.ml.formats import NEURONPEDIA, WRITTEN
 
 if TYPE_CHECKING:
     from jobs.ml.formats.certify import Certificate
+    from jobs.ml.neuronpedia import Source
     from jobs.ml.sae import Sae
 
 LABEL = "Export SAE"
@@ -52,7 +54,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     room = folder / ROOM
     store.remove(room)
     store.remove_torn(folder)
-    disk.require_space(folder, 2 * weight(Path(params.sae_folder)), "The export")
+    disk.require_space(folder, 2 * expected(params), "The export")  # the files, and the archive of them
     room.mkdir(parents=True)
     try:
         return made(params, folder, room, ctx)
@@ -64,8 +66,8 @@ def made(params: Params, folder: Path, room: Path, ctx: Context) -> dict[str, An
     from jobs.ml import store
 
     ctx.stage("write", total=1)
-    certificate, inner, label = written(params, room, ctx)
-    (room / "README.md").write_text(told(params, inner, label, certificate), encoding="utf-8")
+    certificate, inner = written(params, room, ctx)
+    (room / "README.md").write_text(told(params, inner, certificate), encoding="utf-8")
     ctx.stage("pack", total=weight(room), unit="bytes")
     archive = pack(room, folder / f"{file_name(params.about.get('name', 'sae'))}-{params.format}.zip", ctx)
     pushed: dict[str, Any] = {}
@@ -76,15 +78,28 @@ def made(params: Params, folder: Path, room: Path, ctx: Context) -> dict[str, An
     return {"archive": archive.name, "bytes": size, "inner": inner, "certificate": certificate, **pushed}
 
 
-def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | None, str, str]:
-    """The certificate, the folder within, and what the format is called."""
-    if params.format == "neuronpedia":
-        from jobs.ml.neuronpedia import LABEL as label
+def expected(params: Params) -> int:
+    """Bytes that will be written."""
+    if params.format != NEURONPEDIA:
+        return weight(Path(params.sae_folder))
+    from jobs.ml.neuronpedia import estimated_bytes
+
+    return estimated_bytes(scanned(params))
+
+
+def scanned(params: Params) -> "Source":
+    from jobs.ml.neuronpedia import opened
+
+    folders = (params.scan_folder, params.tokens_folder, params.sae_folder, params.model_folder)
+    return opened(*map(Path, folders), about=params.about)
+
+
+def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | None, str]:
+    """The certificate, and the folder within."""
+    if params.format == NEURONPEDIA:
         from jobs.ml.neuronpedia import write_batches
 
-        folders = (params.scan_folder, params.tokens_folder, params.sae_folder, params.model_folder)
-        inner = write_batches(room, *map(Path, folders), about=params.about, on_progress=ctx.reach)
-        return None, inner, label
+        return None, write_batches(room, scanned(params), params.about, ctx.reach)
     from jobs.ml import formats, saelens
     from jobs.ml.formats.card import too_little
     from jobs.ml.formats.certify import Uncertified, certify
@@ -102,7 +117,7 @@ def written(params: Params, room: Path, ctx: Context) -> tuple[dict[str, Any] | 
         ctx.log(f"not certified: {too_little(certificate.as_json())}")
     elif not certificate.holds:
         raise JobError("CORRUPT_DATA", refused(certificate), "Nothing was packed or sent. Scan the SAE: is it alive?")
-    return certificate.as_json(), inner, formats.FORMATS[params.format].label
+    return certificate.as_json(), inner
 
 
 def refused(found: "Certificate") -> str:
@@ -130,10 +145,10 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip(".-")[:LONGEST] or "sae"
 
 
-def told(params: Params, inner: str, label: str, certificate: dict[str, Any] | None) -> str:
+def told(params: Params, inner: str, certificate: dict[str, Any] | None) -> str:
     from jobs.ml.formats.card import card
 
-    return card(params.format, label, inner, params.about, certificate)
+    return card(params.format, WRITTEN[params.format], inner, params.about, certificate)
 
 
 def weight(folder: Path) -> int:

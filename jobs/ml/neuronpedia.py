@@ -19,8 +19,8 @@ from jobs.ml.evidence import Evidence, Example
 from jobs.ml.formats.hooks import layer_of
 from jobs.ml.tokens import TokenShards
 
-LABEL = "Neuronpedia (SAEDashboard)"
 BATCH = 128
+WEIGHED = 16  # features, by which the bytes of all are estimated
 TOP, PER_PART = 20, 5  # sequences shown, of the strongest and of each interval below
 ALIGNED = 3
 NOT_MEASURED: dict[str, list[Any]] = {
@@ -41,22 +41,19 @@ class Source:
     W_dec: np.ndarray  # [M, D]
     dataset: str
 
+    @property
+    def alive(self) -> list[int]:
+        return np.flatnonzero(np.asarray(self.evidence.n_fired)).tolist()
+
     def piece(self, token: int) -> str:
         """Some models have more logits than tokens."""
         return self.pieces[token] if token < len(self.pieces) else f"[{token}]"
 
 
-def write_batches(
-    room: Path,
-    scan_folder: Path,
-    tokens_folder: Path,
-    sae_folder: Path,
-    model_folder: Path,
-    *,
-    about: Mapping[str, Any],
-    on_progress: Callable[[float], None] = lambda share: None,
-) -> str:
-    """Returns the folder within `room`. Raises CorruptData where evidence or vocabulary are gone."""
+def opened(
+    scan_folder: Path, tokens_folder: Path, sae_folder: Path, model_folder: Path, about: Mapping[str, Any]
+) -> Source:
+    """Raises CorruptData where evidence or vocabulary are gone."""
     try:
         evidence = Evidence(scan_folder)
         shards = TokenShards(tokens_folder, evidence.split)
@@ -64,17 +61,31 @@ def write_batches(
     except (OSError, ValueError) as error:
         raise CorruptData(f"The files of the scan are not whole: {error}.", "Scan the SAE again.") from error
     weights = store.read_tensor(sae_folder / "sae_weights.safetensors", "W_dec")
-    source = Source(evidence, shards, pieces, weights, str(about.get("dataset") or ""))
+    return Source(evidence, shards, pieces, weights, str(about.get("dataset") or ""))
+
+
+def estimated_bytes(source: Source) -> int:
+    """Of the batches, by some of the features, spread over all that fire."""
+    alive = source.alive
+    weighed = alive[:: max(1, len(alive) // WEIGHED)]
+    sizes = [len(text(feature(source, index))) for index in weighed]
+    return len(alive) * sum(sizes) // max(1, len(sizes))
+
+
+def write_batches(
+    room: Path, source: Source, about: Mapping[str, Any], on_progress: Callable[[float], None] = lambda share: None
+) -> str:
+    """Returns the folder within `room`."""
     model, layer, name = named(about)
     folder = room / model / f"{layer}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     common = {"model_id": model, "layer": layer, "sae_set": name, "sae_id_suffix": None}
-    alive = np.flatnonzero(np.asarray(evidence.n_fired)).tolist()
+    alive = source.alive
     for n, start in enumerate(range(0, len(alive), BATCH)):
         features = [feature(source, index) for index in alive[start : start + BATCH]]
         write(folder / f"batch-{n}.json", {**common, "features": features})
         on_progress(min(1.0, (start + BATCH) / max(1, len(alive))))
-    write(folder / "skipped_indexes.json", skipped(evidence, common))
+    write(folder / "skipped_indexes.json", skipped(source.evidence, common))
     write(folder / "run_settings.json", settings(source, about, common))
     return f"{model}/{layer}-{name}"
 
@@ -95,7 +106,12 @@ def slug(text: str) -> str:
 
 
 def write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+    path.write_text(text(value), encoding="utf-8")
+
+
+def text(value: Any) -> str:
+    """Of ASCII alone."""
+    return json.dumps(value, allow_nan=False)
 
 
 def skipped(evidence: Evidence, common: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,12 @@ from typing import Any
 
 from django.db import models
 
-from jobs.ml.formats import FORMATS
+from jobs.ml.formats import NEURONPEDIA, WRITTEN
 from jobs.ml.formats.hooks import module_that_puts_out
 from mistudio.models.artifact import Artifact
 from mistudio.models.sae import Sae
 
-NEURONPEDIA = "neuronpedia"
-CHOICES = [
-    *((name, format.label) for name, format in FORMATS.items() if format.writes),
-    (NEURONPEDIA, "Neuronpedia (SAEDashboard)"),
-]
+CHOICES = list(WRITTEN.items())
 
 
 class Export(Artifact):

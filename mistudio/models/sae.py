@@ -194,7 +194,7 @@ class Sae(Artifact):
 
     def export_refusal(self, format: str) -> str:
         """Why it cannot be exported in this format, "" where it can."""
-        if format == "neuronpedia":
+        if format == formats.NEURONPEDIA:
             return "" if self.scan_id else "Scan its features first: the files hold what a scan found."
         d_out = self.imported.get("d_out") or (self.language_model.site_width(self.writes[0]) if self.writes else 0)
         return formats.refusal(format, self.folded_as, transcodes=bool(self.writes), d_in=self.d_in, d_out=d_out or 0)

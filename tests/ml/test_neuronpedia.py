@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jobs.ml import neuronpedia
+from jobs.context import Context
+from jobs.kinds import export_sae
+from jobs.ml import disk, neuronpedia
 from jobs.ml.errors import CorruptData
 from jobs.ml.saelens import load_sae, save_sae
 from tests.ml.test_evaluate import SITE, random_sae
@@ -19,7 +22,8 @@ def written(found, shards, tmp_path_factory):  # noqa: F811
     save_sae(random_sae().folded(), home / "sae", reads=[SITE] if isinstance(SITE, str) else SITE)
     (home / "vocabulary.json").write_text(json.dumps([f"<{n}>" for n in range(300)]))
     neuronpedia.BATCH, old = 16, neuronpedia.BATCH
-    inner = neuronpedia.write_batches(home / "out", found[0].folder, shards.folder, home / "sae", home, about=ABOUT)
+    source = neuronpedia.opened(found[0].folder, shards.folder, home / "sae", home, ABOUT)
+    inner = neuronpedia.write_batches(home / "out", source, ABOUT)
     neuronpedia.BATCH = old
     return home / "out" / inner, found[0], shards
 
@@ -88,7 +92,30 @@ def test_what_was_not_measured_is_empty_and_not_invented(written) -> None:
         assert feature[name] == []
 
 
+def test_the_bytes_are_estimated_before_they_are_written(written, monkeypatch) -> None:
+    folder, evidence, tokens = written
+    home = folder.parents[2]
+    source = neuronpedia.opened(evidence.folder, tokens.folder, home / "sae", home, ABOUT)
+    monkeypatch.setattr(neuronpedia, "WEIGHED", 4)
+    assert len(source.alive) > 16
+    really = sum(path.stat().st_size for path in folder.glob("batch-*.json"))
+    assert neuronpedia.estimated_bytes(source) == pytest.approx(really, rel=0.2)
+
+
+def test_an_export_for_which_the_disk_is_too_small_says_so_at_once(written, monkeypatch) -> None:
+    """A disk that is just as large as the SAE's own export would need."""
+    folder, evidence, tokens = written
+    home = folder.parents[2]
+    free = disk.RESERVE + 2 * export_sae.weight(home / "sae")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    places = {"scan_folder": str(evidence.folder), "tokens_folder": str(tokens.folder), "model_folder": str(home)}
+    own = export_sae.Params(str(home / "sae"), str(home / "sent"), "neuronpedia", ABOUT, **places)
+    with pytest.raises(disk.DiskFull, match="The export needs"):
+        export_sae.run(own, Context(1, 1, export_sae.STAGES))
+    assert not (home / "sent").exists()
+
+
 def test_a_scan_whose_files_are_gone_is_refused(tmp_path, shards) -> None:  # noqa: F811
     with pytest.raises(CorruptData, match="not whole") as caught:
-        neuronpedia.write_batches(tmp_path, tmp_path, shards.folder, tmp_path, tmp_path, about=ABOUT)
+        neuronpedia.opened(tmp_path, shards.folder, tmp_path, tmp_path, ABOUT)
     assert caught.value.hint == "Scan the SAE again."

@@ -49,6 +49,11 @@ FORMATS: Mapping[str, Format] = {
     ),
 }  # fmt: skip
 NAMES = sorted({name for format in FORMATS.values() for names in format.files for name in names})
+NEURONPEDIA = "neuronpedia"  # what a scan found, not the SAE itself: see jobs.ml.neuronpedia
+WRITTEN: Mapping[str, str] = {
+    **{name: format.label for name, format in FORMATS.items() if format.writes},
+    NEURONPEDIA: "Neuronpedia (SAEDashboard)",
+}
 LABELS = [format.label for format in FORMATS.values()]
 UNSAFE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib")
 KNOWN = "; ".join(f"{format.label}: {' and '.join(format.files[0])}" for format in FORMATS.values())
