@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.context import Context
 from jobs.errors import InvalidInput, JobError
-from jobs.kinds.sources import HUB_ID, check_absolute
+from jobs.kinds.sources import check_absolute
 from jobs.ml.formats import NEURONPEDIA, WRITTEN
+from jobs.ml.hub_names import is_hub_id
 
 if TYPE_CHECKING:
     from jobs.ml.formats.certify import Certificate
@@ -42,7 +43,7 @@ class Params:
 
     def __post_init__(self) -> None:
         check_absolute(self, "sae_folder", "folder")
-        if self.repository and (not HUB_ID.fullmatch(self.repository) or "/" not in self.repository):
+        if self.repository and not (is_hub_id(self.repository) and "/" in self.repository):
             raise InvalidInput(f"“{self.repository[:200]}” is no id of the hub.", "An id is owner/name.", "repository")
 
 

@@ -52,10 +52,11 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     for torn in (folder.parent, folder, room):
         store.remove_torn(torn)
     ctx.stage("look up")
-    place, commit, card = bring(params, room, ctx)
+    place, commit, licence = bring(params, room, ctx)
     ctx.stage("read")
     found = formats.find(room / "files", params.path)
-    sae, facts = formats.read(found, f"{place}/{found.relative_to(room / 'files')}".rstrip("/."))
+    inner = "" if found == room / "files" else found.relative_to(room / "files").as_posix()
+    sae, facts = formats.read(found, f"{place}/{inner}".rstrip("/"))
     ctx.check()
     reads, writes = settle(params, facts)
     ctx.log(f"{formats.FORMATS[facts.format].label}: {facts.architecture}, {facts.width:,} latents of {facts.d_in:,}")
@@ -63,8 +64,8 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     keep(sae, folder, params, facts, reads, writes)
     result = {
         "commit": commit,
-        "licence": card,
-        "path": found.relative_to(room / "files").as_posix().strip("."),
+        "licence": licence,
+        "path": inner,
         "format": facts.format,
         "label": formats.FORMATS[facts.format].label,
         "architecture": sae.architecture,

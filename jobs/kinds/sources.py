@@ -1,7 +1,6 @@
 """What a person may name: the source of a model or dataset, which is a path on this machine or an id of the hub, and a
 precision."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 from jobs.context import Context
 from jobs.errors import InvalidInput
 from jobs.ml.config import AUTO, PRECISIONS, UNSETTLED_ROWS
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+from jobs.ml.hub_names import is_hub_id
 
 
 def is_path(source: str) -> bool:
@@ -24,7 +22,7 @@ def check_source(source: str, revision: str, folder: str, kind: str) -> None:
         raise InvalidInput(f"{source} is not an absolute path.", "Start it with /.", "source")
     if is_path(source) and revision:
         raise InvalidInput("A folder on this machine has no revisions.", "Leave the revision empty.", "revision")
-    if not is_path(source) and (not HUB_ID.fullmatch(source) or ".." in source or "--" in source):
+    if not is_path(source) and not is_hub_id(source):
         hint = f"An id is owner/{kind}, such as openai-community/gpt2; a path starts with /."
         raise InvalidInput(f"“{source[:200]}” is neither a path nor an id of the hub.", hint, "source")
     if not Path(folder).is_absolute():

@@ -1,8 +1,8 @@
 from typing import Any
 
 from jobs.ml.formats import FORMATS
+from jobs.ml.hub_names import is_hub_id
 from mistudio.forms.artifact import ArtifactForm
-from mistudio.forms.sources import is_hub_id
 from mistudio.models import Export, Sae
 from mistudio.models.export import CHOICES
 

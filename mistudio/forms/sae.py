@@ -71,8 +71,8 @@ class SaeForm(ArtifactForm):
         try:
             self.found = self.seen(data)
         except WithHint as refused:
-            known = {"path": "path"}.get(getattr(refused, "field", ""), "source")
-            self.add_error(known, f"{refused} {refused.hint}".strip())
+            field = "path" if getattr(refused, "field", "") == "path" else "source"
+            self.add_error(field, f"{refused} {refused.hint}".strip())
             return data
         except OSError as error:
             said = str(error) if isinstance(error, DiskFull) else error.strerror or str(error)

@@ -1,13 +1,11 @@
-import re
 from pathlib import Path
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 
+from jobs.ml.hub_names import is_hub_id
 from mistudio.models import ARTIFACTS
 from mistudio.models.upload import ROOM as UPLOADS
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def outside_own_data(path: Path) -> str:
@@ -31,7 +29,7 @@ def clean_source(text: str, noun: str) -> str:
         there, path = path.exists(), path.resolve()
     except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed, nobody's home
         raise ValidationError(f"This path cannot be looked at: {getattr(error, 'strerror', None) or error}.") from error
-    if there and (looks_like_path or not HUB_ID.fullmatch(text)):
+    if there and (looks_like_path or not is_hub_id(text)):
         return outside_own_data(path)
     if looks_like_path:
         raise ValidationError(f"There is no file or folder {text} on the machine that runs miStudio.")
@@ -40,7 +38,3 @@ def clean_source(text: str, noun: str) -> str:
             f"“{text}” is neither a hub id (owner/{noun}) nor a path that exists. A path starts with / or ./"
         )
     return text
-
-
-def is_hub_id(text: str) -> bool:
-    return bool(HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text

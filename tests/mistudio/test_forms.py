@@ -38,6 +38,8 @@ def launched(form_class, person, data, **kwargs):
         ("../nowhere", "no file or folder"),
         ("gpt2\x07", "control characters"),
         ("owner/<script>", "neither a hub id"),
+        ("ownér/name", "neither a hub id"),
+        (f"owner/{'x' * 97}", "neither a hub id"),
         ("~nobody-here/x", "cannot be looked at"),
         ("/" + "x" * 300, "cannot be looked at"),
     ],

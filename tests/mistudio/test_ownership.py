@@ -102,6 +102,7 @@ def test_a_teammate_sees_what_the_owner_sees(everything, bob, client_of):
         "sae",
         "scan",
         "evaluation",
+        "export",
         "job",
     ):
         assert client.get(reverse(noun, args=[everything[f"{noun}_pk"]])).status_code == 200, noun

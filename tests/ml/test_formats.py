@@ -2,6 +2,7 @@ import json
 import pickle
 import struct
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,17 @@ def test_of_gemma_scope_an_sae_of_embeddings_is_scaled(tmp_path) -> None:
     sae, facts = formats.read(tmp_path, place)
     assert facts.reads == ("hook_embed",)
     assert difference(sae(inputs()), compute(inputs())[1]) < CLOSE
+
+
+def test_notes_are_for_people_and_change_no_number(tmp_path) -> None:
+    place = "google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"
+    foreign.gemma_scope(tmp_path / "a", place)
+    foreign.MADE["saelens-flat-scaled"](tmp_path / "b")
+    for name in ("a", "b"):
+        facts = recognise(tmp_path / name, place)
+        read = formats.module_of(facts.format).weights
+        noted, silent = read(tmp_path / name, facts), read(tmp_path / name, replace(facts, notes=()))
+        assert facts.notes and all(torch.equal(noted[key], silent[key]) for key in noted)
 
 
 @pytest.mark.parametrize("place", ["/embedding-study/layer_3/width_4k", "/embedding/mine", "/transcoders/layer_3/x"])

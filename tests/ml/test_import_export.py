@@ -16,6 +16,7 @@ from jobs.kinds.export_sae import Params
 from jobs.ml import formats, hub_push, store
 from jobs.ml.errors import Unusable
 from jobs.ml.formats import certify
+from jobs.ml.formats.card import card
 from jobs.ml.formats.hooks import module_that_puts_out, site_of_module
 from jobs.ml.saelens import load_sae, save_sae, sites_of
 from jobs.ml.sites import capture_all, list_sites
@@ -59,6 +60,22 @@ def test_an_sae_of_another_library_becomes_a_folder_as_ours_are(tmp_path, form, 
     manifest = store.read_manifest(tmp_path / "made/sae")
     assert set(manifest["files"]) == {"cfg.json", "sae_weights.safetensors"}
     assert not (tmp_path / "made/import").exists()
+
+
+@pytest.mark.parametrize("path", [".cache/x", "v1."])
+def test_dots_of_a_folder_s_name_are_its_own(tmp_path, path) -> None:
+    foreign.saelens(tmp_path / "there" / path)
+    assert bring(tmp_path / "there", tmp_path)["path"] == path
+    foreign.saelens(tmp_path / "top")
+    assert bring(tmp_path / "top", tmp_path)["path"] == ""
+
+
+@pytest.mark.parametrize("id", ["alice", "alice/a..b", "alice/a--b", "alice/sæ", f"alice/{'x' * 97}", "a/b/c"])
+def test_what_is_no_id_of_the_hub_is_no_repository_and_on_no_card(id) -> None:
+    with pytest.raises(InvalidInput, match="no id of the hub") as caught:
+        Params("/sae", "/out", "saelens", repository=id)
+    assert caught.value.field == "repository"
+    assert "base_model" not in card("saelens", "SAELens", "", {"model": id}, None)
 
 
 def test_the_chosen_site_counts_more_than_what_the_files_say(tmp_path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.ml.disk import size
+from jobs.ml.hub_names import is_hub_id
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LIBRARIES = {"saelens": "saelens", "sparsify": "sparsify", "dictionary_learning": "dictionary_learning"}
 LOADED = {
     "saelens": 'from sae_lens import SAE\nsae = SAE.load_from_disk("{folder}")',
@@ -61,8 +61,9 @@ def front(format: str, about: Mapping[str, Any]) -> str:
     if about.get("licence"):
         fields["license"] = about["licence"]
     for key, name in (("base_model", "model"), ("datasets", "dataset")):
-        if HUB_ID.fullmatch(str(about.get(name) or "")):
-            fields[key] = [about[name]]
+        id = str(about.get(name) or "")
+        if is_hub_id(id) and "/" in id:
+            fields[key] = [id]
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())
     return f"---\n{lines}\n---"
 

@@ -23,12 +23,11 @@ RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"
 
 def facts(folder: Path, place: str) -> Facts:
     config = Config.read(folder / "cfg.json")
-    metadata = config.inner("metadata")
-    version = metadata.text("sae_lens_version") or config.text("sae_lens_version")
-    return of_flat(config) if before_six(version) else of_six(config, metadata)
+    return of_flat(config) if before_six(config) else of_six(config, config.inner("metadata"))
 
 
-def before_six(version: str) -> bool:
+def before_six(config: Config) -> bool:
+    version = config.inner("metadata").text("sae_lens_version") or config.text("sae_lens_version")
     major = re.match(r"\d+", version)
     return major is None or int(major[0]) < 6
 
@@ -129,7 +128,8 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     wanted["W_enc"] = wanted["W_enc"][::-1]
     if facts.architecture == "gated":
         wanted["b_gate"] = wanted.pop("b_enc")
-    found = read_safetensors(folder / "sae_weights.safetensors", wanted, SCALES if facts.notes else ())
+    scales = SCALES if before_six(Config.read(folder / "cfg.json")) else ()
+    found = read_safetensors(folder / "sae_weights.safetensors", wanted, scales)
     found["W_enc"] = found["W_enc"].T
     if facts.architecture == "gated":
         found["b_enc"] = found.pop("b_gate")
