@@ -51,7 +51,7 @@ class Source:
 
 
 def opened(
-    scan_folder: Path, tokens_folder: Path, sae_folder: Path, model_folder: Path, about: Mapping[str, Any]
+    scan_folder: Path, tokens_folder: Path, sae_folder: Path, model_folder: Path, *, about: Mapping[str, Any]
 ) -> Source:
     """Raises CorruptData where evidence or vocabulary are gone."""
     try:

@@ -22,7 +22,7 @@ def written(found, shards, tmp_path_factory):  # noqa: F811
     save_sae(random_sae().folded(), home / "sae", reads=[SITE] if isinstance(SITE, str) else SITE)
     (home / "vocabulary.json").write_text(json.dumps([f"<{n}>" for n in range(300)]))
     neuronpedia.BATCH, old = 16, neuronpedia.BATCH
-    source = neuronpedia.opened(found[0].folder, shards.folder, home / "sae", home, ABOUT)
+    source = neuronpedia.opened(found[0].folder, shards.folder, home / "sae", home, about=ABOUT)
     inner = neuronpedia.write_batches(home / "out", source, ABOUT)
     neuronpedia.BATCH = old
     return home / "out" / inner, found[0], shards
@@ -95,7 +95,7 @@ def test_what_was_not_measured_is_empty_and_not_invented(written) -> None:
 def test_the_bytes_are_estimated_before_they_are_written(written, monkeypatch) -> None:
     folder, evidence, tokens = written
     home = folder.parents[2]
-    source = neuronpedia.opened(evidence.folder, tokens.folder, home / "sae", home, ABOUT)
+    source = neuronpedia.opened(evidence.folder, tokens.folder, home / "sae", home, about=ABOUT)
     monkeypatch.setattr(neuronpedia, "WEIGHED", 4)
     assert len(source.alive) > 16
     really = sum(path.stat().st_size for path in folder.glob("batch-*.json"))
@@ -117,5 +117,5 @@ def test_an_export_for_which_the_disk_is_too_small_says_so_at_once(written, monk
 
 def test_a_scan_whose_files_are_gone_is_refused(tmp_path, shards) -> None:  # noqa: F811
     with pytest.raises(CorruptData, match="not whole") as caught:
-        neuronpedia.opened(tmp_path, shards.folder, tmp_path, tmp_path, ABOUT)
+        neuronpedia.opened(tmp_path, shards.folder, tmp_path, tmp_path, about=ABOUT)
     assert caught.value.hint == "Scan the SAE again."
