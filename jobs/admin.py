@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from jobs.errors import InvalidInput
-from jobs.models import Job, JobEvent, LiveEvent, Metric, Progress, Worker
+from jobs.models import Job, JobEvent, LiveEvent, Metric, Progress, QueuePause, Worker
 from jobs.queue import request_cancel, retry
 
 
@@ -106,6 +106,13 @@ class WorkerAdmin(Written):
     list_display = ("host", "pid", "queue", "slots", "started_at", "heartbeat_at")
     list_filter = ("queue",)
     search_fields = ("host",)
+
+
+@admin.register(QueuePause)
+class QueuePauseAdmin(Written):
+    list_display = ("queue", "at", "by", "reason")
+    list_select_related = ("by",)
+    search_fields = ("reason",)
 
 
 @admin.register(LiveEvent)

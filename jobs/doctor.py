@@ -19,7 +19,7 @@ from jobs.devices import devices
 from jobs.folders import strays
 from jobs.ml.disk import size
 from jobs.models import Job, State, Worker
-from jobs.queue import QUEUES
+from jobs.queues import Standing, standings
 from jobs.reap import is_lost
 from jobs.secrets import hidden
 
@@ -129,10 +129,9 @@ def judge_torch(facts: dict[str, Any], seen: list[str]) -> Iterator[CheckMessage
 
 @examines("workers")
 def workers() -> Iterator[CheckMessage]:
-    alive = list(Worker.objects.alive())
-    for queue in QUEUES:
-        yield from of_queue(queue, [worker for worker in alive if worker.queue == queue])
-    for worker in Worker.objects.exclude(pk__in=[worker.pk for worker in alive]):
+    for queue in standings():
+        yield from of_queue(queue)
+    for worker in Worker.objects.exclude(pk__in=Worker.objects.alive()):
         silent = (timezone.now() - worker.heartbeat_at).total_seconds()
         hint = "It was killed, or hangs, or the clock of its machine is slow."
         yield Warning(f"The {worker.queue} worker {named(worker)} is silent for {silent:.0f} s.", hint=hint)
@@ -142,22 +141,24 @@ def named(worker: Worker) -> str:
     return f"{worker.pid} on {worker.host.split('/')[0]}"
 
 
-def of_queue(queue: str, alive: list[Worker]) -> Iterator[CheckMessage]:
-    waiting = list(Job.objects.filter(state=State.QUEUED, queue=queue).order_by("queued_at").only("queued_at"))
-    start = f"Start one: mistudio worker --queue {queue}, or mistudio studio for the site and all workers."
-    if not alive and waiting:
-        said = f"{counted(len(waiting), 'job')} of queue {queue} ({listed(waiting)}) wait, and it has no worker."
+def of_queue(queue: Standing) -> Iterator[CheckMessage]:
+    waiting = list(Job.objects.filter(state=State.QUEUED, queue=queue.name).order_by("queued_at").only("queued_at"))
+    start = f"Start one: mistudio worker --queue {queue.name}, or mistudio studio for the site and all workers."
+    if not queue.workers and waiting:
+        said = f"{counted(len(waiting), 'job')} of queue {queue.name} ({listed(waiting)}) wait, and it has no worker."
         yield Error(said, hint=start)
-    elif not alive:
-        yield Warning(f"Queue {queue} has no worker: nothing that is sent to it will start.", hint=start)
+    elif not queue.workers:
+        yield Warning(f"Queue {queue.name} has no worker: nothing that is sent to it will start.", hint=start)
     else:
-        slots = sum(worker.slots for worker in alive)
-        busy = Job.objects.filter(state=State.RUNNING, queue=queue).count()
-        yield Info(f"Queue {queue}: {counted(len(alive), 'worker')}, {busy} of {counted(slots, 'slot')} in use.")
-        if waiting and busy < slots and timezone.now() - waiting[0].queued_at > UNTAKEN:
-            job = waiting[0]
-            said = f"Job {job.pk} waits since {job.queued_at:%H:%M} UTC, though queue {queue} has a free slot."
-            yield Error(said, hint=f"Restart its worker: {', '.join(map(named, alive))}.")
+        in_use = f"{len(queue.running)} of {counted(queue.slots, 'slot')} in use"
+        yield Info(f"Queue {queue.name}: {counted(len(queue.workers), 'worker')}, {in_use}.")
+    if queue.pause:
+        said = f"{queue.pause}; {counted(len(waiting), 'job')} waiting."
+        yield Warning(said, hint=f"When it may go on: mistudio queue resume {queue.name}")
+    elif waiting and queue.free and timezone.now() - waiting[0].queued_at > UNTAKEN:
+        job = waiting[0]
+        said = f"Job {job.pk} waits since {job.queued_at:%H:%M} UTC, though queue {queue.name} has a free slot."
+        yield Error(said, hint=f"Restart its worker: {', '.join(map(named, queue.workers))}.")
 
 
 @examines("jobs")

@@ -12,7 +12,7 @@ from jobs.kinds import load_kind, make_params
 from jobs.logs import last_lines, log_path
 from jobs.models import Job, State
 from jobs.outcome import NO_SPACE, Outcome
-from jobs.queue import enqueue, submit
+from jobs.queue import nudge, submit
 
 MOST_LOSSES = 3  # of workers in a row without progress
 MOST_SHRINKS = 3
@@ -140,7 +140,7 @@ def settle(job: Job, ending: Ending) -> bool:
         if not job.move(ending.to, ending.why, ending.detail, **ending.fields):
             return False
         if ending.to == State.QUEUED:
-            enqueue(job)
+            nudge(job.queue)
         if ending.to == State.FAILED and job.error_code == "OUT_OF_MEMORY":
             retry_smaller(job)
     return True
@@ -159,5 +159,6 @@ def retry_smaller(job: Job) -> None:
         title=job.title,
         retry_of=job,
         shrinks=job.shrinks + 1,
+        priority=job.priority,
     )
     job.note("retried with less memory", job=again.pk, changed=changed)

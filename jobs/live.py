@@ -82,9 +82,10 @@ def publish(*names: str) -> None:
     transaction.on_commit(wake)
 
 
-def publish_job(job: "Job") -> None:
-    """Every topic says itself whether it shows this job."""
-    publish(*[f"{noun}.{key}" for noun, topic in topics().items() if (key := key_for(topic, job))])
+def publish_job(*jobs: "Job") -> None:
+    """Every topic says itself whether it shows these jobs."""
+    found = (f"{noun}.{key}" for job in jobs for noun, topic in topics().items() if (key := key_for(topic, job)))
+    publish(*dict.fromkeys(found))
 
 
 def key_for(topic: Topic, job: "Job") -> str | None:

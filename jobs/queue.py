@@ -1,4 +1,4 @@
-"""Hands jobs to workers. The only importer of django_q, which carries ids and nothing else."""
+"""Hands jobs to workers. The only importer of django_q, whose messages say "look at this queue" and nothing else."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from django.utils.module_loading import import_string
 
 from jobs.errors import InvalidInput
 from jobs.kinds import load_kind, make_params
-from jobs.models import Job, State, Worker
+from jobs.live import publish_job
+from jobs.models import Job, QueuePause, State, Worker
 
 QUEUES = ("gpu", "cpu")
 
@@ -27,6 +28,7 @@ def submit(
     title: str = "",
     retry_of: Job | None = None,
     shrinks: int = 0,
+    priority: int = 0,
 ) -> Job:
     """The job that does this: the unfinished one of the same subject, else a new one. Raises InvalidInput."""
     module = load_kind(kind)
@@ -41,6 +43,7 @@ def submit(
         queue=module.QUEUE,
         retry_of=retry_of,
         shrinks=shrinks,
+        priority=priority,
     )
     if found := unfinished(kind, subject):
         return found
@@ -48,7 +51,7 @@ def submit(
         with transaction.atomic():
             job.save()
             job.note("queued", state=State.QUEUED, **({"retry_of": retry_of.pk} if retry_of else {}))
-            enqueue(job)
+            nudge(job.queue)
     except IntegrityError:
         # Submitted twice at the same moment: the constraint let one through.
         if found := unfinished(kind, subject):
@@ -63,22 +66,21 @@ def unfinished(kind: str, subject: str) -> Job | None:
     return Job.objects.filter(kind=kind, subject=subject, state__in=State.unfinished()).first()
 
 
-def enqueue(job: Job) -> None:
-    """Send the nudge. The message is a row of the same database: it becomes visible together with the job's change."""
+def nudge(queue: str) -> None:
+    """Tell a worker that a free slot of this queue may take the next job, whichever that is by then. The message is a
+    row of the same database: it becomes visible together with the change that sent it."""
     from django_q.tasks import async_task
 
-    async_task("jobs.supervise.work", job.pk, cluster=job.queue, task_name=f"job {job.pk}")
-    job.enqueued_at = timezone.now()
-    Job.objects.filter(pk=job.pk).update(enqueued_at=job.enqueued_at)
+    async_task("jobs.supervise.work", queue, cluster=queue, task_name=f"next of {queue}")
 
 
-def wish(job: Job, what: str) -> bool:
+def wish(job: Job, what: str, **detail: Any) -> bool:
     """Stamp a wish on a running job; its supervisor sees it within a second."""
     name = f"{what}_requested_at"
     new = Job.objects.filter(pk=job.pk, state=State.RUNNING, **{name: None}).update(**{name: timezone.now()})
     job.refresh_from_db()
     if new:
-        job.note(f"{what} requested")
+        job.note(f"{what} requested", **detail)
     return job.state == State.RUNNING
 
 
@@ -109,7 +111,36 @@ def resume(job: Job) -> bool:
     with transaction.atomic():
         if job.state != State.PAUSED or not job.move(State.QUEUED, "resumed"):
             return False
-        enqueue(job)
+        nudge(job.queue)
+    return True
+
+
+def pause_queue(queue: str, *, by: Any = None, reason: str = "", now: bool = False) -> bool:
+    """Nothing of the queue starts any more; what runs goes on to its end, or with `now` pauses if it can go on later.
+    False when it was paused before: who did that, and why, stays."""
+    known = {"by": by, "reason": " ".join(reason.split())[:200]}
+    with transaction.atomic():
+        _, new = QueuePause.objects.get_or_create(queue=queue, defaults=known)
+        publish_job(*Job.objects.filter(queue=queue, state__in=State.unfinished()))
+    if now:
+        for job in Job.objects.filter(queue=queue, state=State.RUNNING):
+            if job.can_pause:
+                wish(job, "pause", queue=queue)
+    return new
+
+
+def resume_queue(queue: str) -> bool:
+    """What waits may start again, and what was paused with the queue goes on. False when it was not paused."""
+    with transaction.atomic():
+        pause = QueuePause.objects.filter(queue=queue).first()
+        if pause is None:
+            return False
+        unfinished = Job.objects.filter(queue=queue, state__in=State.unfinished())
+        for job in unfinished.filter(state=State.PAUSED, events__at__gte=pause.at, events__detail__queue=queue):
+            resume(job)
+        pause.delete()
+        send_missing(queue, unfinished.filter(state=State.QUEUED).count())
+        publish_job(*unfinished)
     return True
 
 
@@ -127,6 +158,7 @@ def retry(job: Job, overrides: dict[str, Any] | None = None) -> Job:
         subject=job.subject,
         title=job.title,
         retry_of=job,
+        priority=job.priority,
     )
 
 
@@ -135,26 +167,33 @@ def worker_alive(queue: str = "") -> bool:
     return (workers.filter(queue=queue) if queue else workers).exists()
 
 
-def messages() -> dict[int, int]:
-    """Job id → message id, of the messages that no cluster has taken yet."""
+def nudges(queue: str) -> int:
+    """How many messages for this queue no cluster has taken yet."""
     from django_q.models import OrmQ
 
-    waiting = OrmQ.objects.filter(lock__lte=timezone.now())
-    return {job_id: message.pk for message in waiting if (job_id := job_of(message))}
+    return sum(is_nudge(message) for message in OrmQ.objects.filter(key=queue, lock__lte=timezone.now()))
 
 
-def job_of(message: Any) -> int | None:
-    """None for a message that cannot be read any more: it was signed with another secret key."""
-    return (message.task.get("args") or (None,))[0]
+def is_nudge(message: Any) -> bool:
+    """Not one that cannot be read any more: it was signed with another secret key."""
+    return message.task.get("args") == (message.key,)
 
 
-def drop_old_messages() -> None:
-    """Of jobs that wait no more. A cluster that was killed leaves those it had taken."""
+def send_missing(queue: str, waiting: int) -> int:
+    """As many messages as jobs that wait, and how many had to be sent. One too many does no harm."""
+    missing = max(0, waiting - nudges(queue))
+    for _ in range(missing):
+        nudge(queue)
+    return missing
+
+
+def drop_old_messages(queue: str) -> None:
+    """Those that nobody will act on. A cluster that was killed leaves those it had taken."""
     from django_q.models import OrmQ
 
-    waiting = set(Job.objects.filter(state=State.QUEUED).values_list("pk", flat=True))
-    for message in OrmQ.objects.all():
-        if job_of(message) not in waiting:
+    now = timezone.now()
+    for message in OrmQ.objects.filter(key=queue):
+        if message.lock > now or not is_nudge(message):
             message.delete()
 
 

@@ -4,18 +4,19 @@ Safe to run anywhere, at any time and several times at once: every change is a c
 
 import logging
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import DatabaseError
-from django.db.models import Q
+from django.db.models import Count
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from jobs import processes
 from jobs.endings import Ending, judge, settle
-from jobs.models import Job, LiveEvent, State, Worker
+from jobs.models import Job, LiveEvent, QueuePause, State, Worker
 from jobs.outcome import read_outcome
-from jobs.queue import enqueue, messages
+from jobs.queue import send_missing
 from jobs.supervise import STALE
 
 SILENT = timedelta(seconds=5)  # a message needs a moment to arrive
@@ -71,18 +72,13 @@ def kill_remains(job: Job) -> None:
         processes.kill_group(job.pid)
 
 
-def resend() -> list[Job]:
-    """Send a new message for every queued job that has none. One too many does no harm, and there is never a second."""
-    long_ago = timezone.now() - SILENT
-    waiting = Job.objects.filter(Q(enqueued_at__lte=long_ago) | Q(enqueued_at=None), state=State.QUEUED)
-    jobs = list(waiting.order_by("queued_at"))
-    if not jobs:
-        return []
-    there = messages()
-    silent = [job for job in jobs if job.pk not in there]
-    for job in silent:
-        enqueue(job)
-    return silent
+def resend() -> dict[str, int]:
+    """Send the messages that are missing for what waits: queue → how many. A queue that is paused gets them when it is
+    resumed."""
+    waiting = Job.objects.filter(state=State.QUEUED, queued_at__lte=timezone.now() - SILENT).order_by()
+    counts: Any = waiting.exclude(queue__in=QueuePause.objects.values("queue")).values_list("queue")
+    sent = {queue: send_missing(queue, n) for queue, n in counts.annotate(n=Count("pk"))}
+    return {queue: n for queue, n in sent.items() if n}
 
 
 def forget() -> None:

@@ -23,7 +23,8 @@ from jobs.endings import failed, judge, settle
 from jobs.errors import classify
 from jobs.log_format import speaking_of
 from jobs.logs import log_path, open_log, trim
-from jobs.models import Job, State
+from jobs.models import Job, QueuePause, State
+from jobs.order import in_order
 from jobs.outcome import outcome_path, read_outcome
 from jobs.secrets import known, secrets_of, strike_out
 
@@ -60,11 +61,11 @@ class Flag:
 STOPPING = Flag()  # set by `manage.py worker` when it shuts down
 
 
-def work(job_id: int) -> None:
-    """The django-q2 task. A message that comes twice or late finds the job taken, and does nothing."""
+def work(queue: str) -> None:
+    """The django-q2 task: the job whose turn it is. A message that comes twice or late finds none, and does nothing."""
     if STOPPING:
         return
-    if job := claim(job_id):
+    if job := claim_next(queue):
         with heard(signal.SIGTERM) as words:
             Supervision(job, lambda: "stop" if STOPPING or words else "").run()
 
@@ -99,6 +100,18 @@ def heard(*numbers: int) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def claim_next(queue: str) -> Job | None:
+    """None when nothing waits, or the queue is paused. When somebody else was faster the order is asked anew: it is
+    another one by now."""
+    while not QueuePause.objects.filter(queue=queue).exists():
+        first = next(in_order(queue), None)
+        if first is None:
+            return None
+        if job := claim(first.pk):
+            return job
+    return None
+
+
 def claim(job_id: int) -> Job | None:
     """Of all who want to run it, one gets it: the move is one conditional UPDATE."""
     job = Job.objects.filter(pk=job_id, state=State.QUEUED).first()
@@ -115,6 +128,7 @@ def claim(job_id: int) -> Job | None:
         supervisor_start=processes.start_of(me),
         pid=None,
         pid_start=None,
+        devices=[],
         heartbeat_at=timezone.now(),
         percent_at_start=job.percent,
         progress_at=None,
@@ -138,9 +152,9 @@ class Supervision:
 
     def run(self) -> None:
         n_devices = self.job.params.get("processes", 1)
-        with speaking_of(self.job), devices_of_its_own(self.job.queue, n_devices) as devices:
+        with speaking_of(self.job), devices_of_its_own(self.job.queue, n_devices) as env:
             try:
-                child = self.start(devices)
+                child = self.start(env)
             except OSError as error:  # a full disk, or no processes left
                 settle(self.job, failed(self.job, asdict(classify(error)), {}))
                 return
@@ -154,6 +168,8 @@ class Supervision:
             self.finish(child.returncode, processes.oom_kills() > self.oom_kills[0])
 
     def start(self, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+        with contextlib.suppress(DatabaseError):  # only pages show it
+            self.mine().update(devices=env.get("CUDA_VISIBLE_DEVICES", "").split(",") if env else [])
         outcome_path(self.job).unlink(missing_ok=True)
         output = open_log(self.job)
         try:

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 from django.contrib import messages
@@ -9,7 +10,7 @@ from django.template.loader import render_to_string
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_GET, require_POST
 
-from jobs import live, queue
+from jobs import live, order, queue
 from jobs.errors import InvalidInput
 from jobs.live import Topic
 from jobs.logs import log_path
@@ -17,14 +18,13 @@ from jobs.models import Job, State
 
 PAGE = 50
 TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # in the address, on the page, its states
-    ("", "Now", State.unfinished()),
+    ("", "All", tuple(State)),
     (State.RUNNING, "Running", (State.RUNNING,)),
     (State.QUEUED, "Waiting", (State.QUEUED,)),
     (State.PAUSED, "Paused", (State.PAUSED,)),
     (State.FAILED, "Failed", (State.FAILED,)),
     (State.SUCCEEDED, "Finished", (State.SUCCEEDED,)),
     (State.CANCELLED, "Cancelled", (State.CANCELLED,)),
-    ("all", "All", tuple(State)),
 )
 
 
@@ -47,23 +47,19 @@ def jobs(request: HttpRequest) -> HttpResponse:
     everything = owned(request)
     rows = matching(everything, chosen["kind"], chosen["q"])
     counts = dict(rows.order_by().values_list("state").annotate(n=Count("pk")))
-    team: Any = request.user.team  # type: ignore[union-attr]
-    filtered = bool(chosen["kind"] or chosen["q"])
-    is_live = not tab[0] and not filtered
     context = {
         **chosen,
+        "state": tab[0],
         "tab": tab[1],
         "tabs": [
             {"key": key, "label": label, "n": sum(counts.get(s, 0) for s in states)} for key, label, states in TABS
         ],
-        "filtered": filtered,
+        "filtered": bool(chosen["kind"] or chosen["q"]),
         "total": everything.count(),
         "kinds": sorted(set(everything.order_by().values_list("kind", flat=True).distinct())),
         "page_obj": Paginator(rows.filter(state__in=tab[2]).order_by("-pk"), PAGE).get_page(request.GET.get("page")),
-        "live": is_live,
-        "topics": [f"operations.{team.pk}"] if is_live and team else [],
     }
-    return render(request, "jobs/list.html", {**context, **(now(team) if is_live else {})})
+    return render(request, "jobs/list.html", context)
 
 
 def matching(rows: QuerySet[Job], kind: str, q: str) -> QuerySet[Job]:
@@ -139,6 +135,23 @@ def job_resume(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @require_POST
+def job_order(request: HttpRequest, pk: int) -> HttpResponse:
+    place = request.POST.get("place", "")
+    put = partial(order.put, place=place, by=str(request.user))
+    done = f"“{{job}}” is {order.PLACES.get(place)}."
+    return act(request, pk, put, done, "“{job}” does not wait: {state}.")
+
+
+@require_POST
+def job_dismiss(request: HttpRequest, pk: int) -> HttpResponse:
+    """Off the page of operations, or with `back` onto it again."""
+    back = bool(request.POST.get("back"))
+    dismiss = partial(Job.dismiss, dismissed=not back, by=str(request.user))
+    done = "“{job}” is among the failures again." if back else "“{job}” is dismissed."
+    return act(request, pk, dismiss, done, "“{job}” is as it was: {state}.")
+
+
+@require_POST
 def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
     """Again with the same parameters, or with those of the suggestion."""
     row = found(request, pk)
@@ -166,18 +179,6 @@ def fragments(request: HttpRequest) -> HttpResponse:
     return response
 
 
-def now(team: Any) -> dict[str, Any]:
-    """What runs and waits, in the order in which it will."""
-    rows = Job.objects.of_team(team).select_related("owner")
-    return {
-        "counts": dict(rows.order_by().values_list("state").annotate(n=Count("pk"))),
-        "running": rows.filter(state=State.RUNNING).order_by("started_at")[:PAGE],
-        "waiting": rows.filter(state=State.QUEUED).order_by("queued_at")[:PAGE],
-        "paused": rows.filter(state=State.PAUSED).order_by("-paused_at")[:PAGE],
-        "shown": PAGE,
-    }
-
-
 def job_visible(user: Any, key: str) -> bool:
     return key.isdecimal() and len(key) < 19 and Job.objects.of_team(user.team).filter(pk=int(key)).exists()
 
@@ -188,11 +189,4 @@ def render_job(key: str) -> str:
     return render_to_string("jobs/_job.html", {"job": row}) if row else ""
 
 
-def render_operations(key: str) -> str:
-    return render_to_string("jobs/_operations.html", now(int(key)))
-
-
 job_topic = Topic(visible=job_visible, render=render_job, of_job=lambda job: str(job.pk))
-operations_topic = Topic(
-    visible=live.own_team, render=render_operations, of_job=lambda job: str(job.team_id), interval=1.0
-)

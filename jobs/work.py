@@ -14,7 +14,8 @@ from django.db import DatabaseError, connections
 from django.utils import timezone
 
 from jobs import processes, supervise
-from jobs.models import Job, State, Worker
+from jobs.devices import devices
+from jobs.models import Job, QueuePause, State, Worker
 from jobs.queue import drop_old_messages, start_cluster
 from jobs.reap import forget, reap, resend
 
@@ -52,7 +53,7 @@ class WorkerProcess:
         self.stop()
 
     def first_round(self) -> None:
-        drop_old_messages()
+        drop_old_messages(self.queue)
         self.round()
 
     def round(self) -> None:
@@ -82,7 +83,12 @@ class WorkerProcess:
         Worker.objects.update_or_create(
             host=processes.this_host(),
             pid=os.getpid(),
-            defaults={"queue": self.queue, "slots": self.slots, "heartbeat_at": timezone.now()},
+            defaults={
+                "queue": self.queue,
+                "slots": self.slots,
+                "devices": devices() if self.queue == "gpu" else [],
+                "heartbeat_at": timezone.now(),
+            },
         )
 
     def start_cluster(self) -> None:
@@ -106,8 +112,9 @@ class WorkerProcess:
     def hangs(self) -> bool:
         """A killed idle q2 worker leaves the queue's lock taken: everything looks alive, and nothing starts."""
         late = timezone.now() - timedelta(seconds=PICK_UP)
-        waiting = Job.objects.filter(state=State.QUEUED, queue=self.queue)
-        if not waiting.filter(queued_at__lt=late).exists() or self.running().count() >= self.slots:
+        waiting = Job.objects.filter(state=State.QUEUED, queue=self.queue, queued_at__lt=late)
+        paused = QueuePause.objects.filter(queue=self.queue).exists()
+        if paused or not waiting.exists() or self.running().count() >= self.slots:
             self.stuck_since = None
             return False
         self.stuck_since = self.stuck_since or time.monotonic()

@@ -237,7 +237,7 @@ JOB_SECRETS = "mistudio.models.hub_token.secrets_of"
 # Live events. Topic name → the Topic that says who may see it and how it is rendered.
 LIVE_TOPICS = {
     "jobs": "jobs.views.job_topic",
-    "operations": "jobs.views.operations_topic",
+    "operations": "jobs.operations.topic",
     "trainings": "mistudio.views.training.topic",
     "home": "mistudio.views.home.topic",
     "shell": "mistudio.views.shell.topic",

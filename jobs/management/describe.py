@@ -13,6 +13,7 @@ def describe_job(job: Job, full: bool = False) -> dict[str, Any]:
         "state": job.state,
         "percent": job.percent,
         "attempt": job.attempt,
+        "priority": job.priority,
         "retry_of": job.retry_of_id,
     }
     for name in ("queued_at", "started_at", "finished_at"):

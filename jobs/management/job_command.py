@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand
 from jobs.errors import InvalidInput
 from jobs.management.describe import describe_job
 from jobs.management.progress_line import ProgressLine
-from jobs.models import Job, State
+from jobs.models import Job, QueuePause, State
 from jobs.queue import worker_alive
 from jobs.watch import see_through
 
@@ -73,7 +73,9 @@ class JobCommand(BaseCommand):
         return team, owner
 
     def hand_over(self, job: Job, target: Any) -> int:
-        if not worker_alive(job.queue):
+        if pause := QueuePause.objects.filter(queue=job.queue).first():
+            self.stderr.write(f"{pause}. It may start when somebody resumes it: mistudio queue resume {job.queue}")
+        elif not worker_alive(job.queue):
             self.stderr.write(
                 f"No worker of the {job.queue} queue is running. Start one: mistudio worker --queue {job.queue}"
             )

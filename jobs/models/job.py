@@ -50,6 +50,7 @@ class Job(Owned):
     title = models.CharField(max_length=200, blank=True)
     subject = models.CharField(max_length=80, blank=True, editable=False)  # what it works on: "training:12"
     queue = models.CharField(max_length=20, editable=False)
+    priority = models.IntegerField(default=0, editable=False)  # the larger, the sooner it starts: see `jobs.order`
     params = models.JSONField(default=dict, editable=False)
     result = models.JSONField(default=dict, editable=False)
     state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED, editable=False)
@@ -62,7 +63,6 @@ class Job(Owned):
     )  # automatic retries with less memory before it
 
     queued_at = models.DateTimeField(default=timezone.now, editable=False)
-    enqueued_at = models.DateTimeField(null=True, editable=False)  # its last message to the queue
     started_at = models.DateTimeField(null=True, editable=False)
     paused_at = models.DateTimeField(null=True, editable=False)
     finished_at = models.DateTimeField(null=True, editable=False)
@@ -70,6 +70,7 @@ class Job(Owned):
     cancel_requested_at = models.DateTimeField(null=True, editable=False)
     pause_requested_at = models.DateTimeField(null=True, editable=False)
     finish_requested_at = models.DateTimeField(null=True, editable=False)
+    dismissed_at = models.DateTimeField(null=True, editable=False)  # somebody saw to this failure
 
     # Who runs it. A pid counts only together with the host and the start of the process: pids are used again.
     attempt = models.PositiveIntegerField(default=0, editable=False)
@@ -80,6 +81,7 @@ class Job(Owned):
     pid = models.PositiveIntegerField(null=True, editable=False)
     pid_start = models.BigIntegerField(null=True, editable=False)
     exit_code = models.IntegerField(null=True, editable=False)
+    devices = models.JSONField(default=list, editable=False)  # names of the GPUs it was given, of `host`
 
     stage = models.CharField(max_length=60, blank=True, editable=False)
     stage_index = models.PositiveSmallIntegerField(default=0, editable=False)
@@ -110,6 +112,7 @@ class Job(Owned):
         indexes = [
             models.Index(fields=["team", "state"]),
             models.Index(fields=["state", "queue"]),
+            models.Index(fields=["queue", "started_at"]),
             models.Index(fields=["subject"]),
         ]
 
@@ -203,6 +206,17 @@ class Job(Owned):
             for name, value in fields.items():
                 setattr(self, name, value)
             self.note(why or State(to).label.lower(), **{"state": to, **(detail or {})})
+        return True
+
+    def dismiss(self, dismissed: bool = True, by: str = "") -> bool:
+        """Somebody saw to this failure, or did not after all. False when nothing changes."""
+        at = timezone.now() if dismissed else None
+        failed = Job.objects.filter(pk=self.pk, state=State.FAILED, dismissed_at__isnull=dismissed)
+        with transaction.atomic():
+            if not failed.update(dismissed_at=at):
+                return False
+            self.dismissed_at = at
+            self.note("dismissed" if dismissed else "put back", **({"by": by} if by else {}))
         return True
 
     def note(self, what: str, **detail: Any) -> None:

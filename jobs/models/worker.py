@@ -19,6 +19,7 @@ class Worker(models.Model):
     pid = models.PositiveIntegerField()
     queue = models.CharField(max_length=20)
     slots = models.PositiveIntegerField()
+    devices = models.JSONField(default=list)  # names of the GPUs that its jobs are given
     started_at = models.DateTimeField(default=timezone.now)
     heartbeat_at = models.DateTimeField(default=timezone.now)
 

@@ -8,8 +8,9 @@ from django.utils.module_loading import import_string
 
 from jobs.kinds import KINDS, load_kind
 from jobs.logs import last_lines, log_path
-from jobs.models import Job, State, Worker
-from jobs.queue import QUEUES, worker_alive
+from jobs.models import Job, State
+from jobs.order import in_order
+from jobs.queues import standings
 
 register = template.Library()
 
@@ -43,20 +44,10 @@ def subject_url(job: Job) -> str:
 
 @register.simple_tag
 def waits_for(job: Job) -> dict[str, Any]:
-    """Why a queued job does not run: no worker, or others before it."""
-    before = Job.objects.filter(state=State.QUEUED, queue=job.queue, queued_at__lt=job.queued_at).count()
-    return {"worker": worker_alive(job.queue), "before": before}
-
-
-@register.simple_tag
-def queues() -> list[dict[str, Any]]:
-    """Each queue with its slots, and how many of them are taken."""
-    workers = list(Worker.objects.alive())
-    busy = list(Job.objects.filter(state=State.RUNNING).values_list("queue", flat=True))
-    return [
-        {"name": name, "slots": sum(w.slots for w in workers if w.queue == name), "busy": busy.count(name)}
-        for name in QUEUES
-    ]
+    """What a queued job waits for: how its queue stands, and how many start before it."""
+    (queue,) = [standing for standing in standings() if standing.name == job.queue]
+    turns = [waiting.pk for waiting in in_order(job.queue)]
+    return {"queue": queue, "before": turns.index(job.pk) if job.pk in turns else 0}
 
 
 @register.simple_tag
@@ -77,6 +68,10 @@ def note(detail: dict[str, Any]) -> str:
         parts.append(str(detail["message"])[:200])
     if "attempt" in detail:
         parts.append(f"attempt {detail['attempt']} at {detail['percent']:g} %")
+    if "by" in detail:
+        parts.append(f"by {detail['by']}")
+    if "queue" in detail:
+        parts.append(f"with the {detail['queue']} queue")
     if "pid" in detail and "host" in detail:
         parts.append(f"process {detail['pid'] or 'not started'} on {detail['host']}")
     parts += [

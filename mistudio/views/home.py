@@ -35,8 +35,8 @@ def now(team: Team) -> dict[str, Any]:
 
 
 def failed_jobs(jobs: Any) -> list[Job]:
-    """Of the newest hundred, those that nobody tried again and whose object is still there."""
-    failed = list(jobs.filter(state=State.FAILED, retries__isnull=True).order_by("-pk")[:100])
+    """Of the newest hundred, those that nobody tried again or dismissed, and whose object is still there."""
+    failed = list(jobs.filter(state=State.FAILED, retries__isnull=True, dismissed_at=None).order_by("-pk")[:100])
     there = existing({job.subject for job in failed})
     return [job for job in failed if job.subject in there or not job.subject]
 

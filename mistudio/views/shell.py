@@ -8,7 +8,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from jobs.live import Topic, own_team
-from jobs.models import Job, JobEvent, State
+from jobs.models import Job, JobEvent, QueuePause, State
 from jobs.queue import worker_alive
 from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
 
@@ -30,19 +30,24 @@ def shell(request: HttpRequest) -> dict[str, Any]:
 def under_way(team: int) -> dict[str, Any]:
     states = Job.objects.of_team(team).filter(state__in=State.unfinished()).order_by().values_list("state")
     counted = dict(states.annotate(n=Count("pk")))
+    last = JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last() or 0
+    paused = list(QueuePause.objects.order_by("queue"))
     return {
         "running_jobs": counted.get(State.RUNNING, 0),
         "queued_jobs": counted.get(State.QUEUED, 0),
         "worker_alive": worker_alive(),
         # The numbers stay the same when one job ends as another begins, or when a short one comes and goes.
-        "last_event": JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last() or 0,
+        "last_event": ".".join(str(pk) for pk in (last, *(pause.pk for pause in paused))),
+        "paused_queues": paused,
     }
 
 
 def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict[str, Any]]]]:
-    def item(label: str, name: str, icon: str, count: int | None = None, pin: bool = False) -> dict[str, Any]:
+    def item(
+        label: str, name: str, icon: str, count: int | None = None, pin: bool = False, also: str = ""
+    ) -> dict[str, Any]:
         url = reverse(name)
-        current = path == url if name == "home" else path.startswith(url)
+        current = path == url if name == "home" else path.startswith((url, reverse(also or name)))
         return {"label": label, "url": url, "icon": icon, "count": count, "current": current, "pin": pin}
 
     def many(model: Any) -> int:
@@ -64,7 +69,10 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
         ("Understand", [item("SAEs", "saes", "sae", many(Sae), pin=True)]),
         (
             "Machine",
-            [item("Jobs", "jobs", "ops", running or None, pin=True), item("Monitor", "monitor", "monitor")],
+            [
+                item("Operations", "operations", "ops", running or None, pin=True, also="jobs"),
+                item("Monitor", "monitor", "monitor"),
+            ],
         ),
     ]
 

@@ -12,6 +12,7 @@ from django.utils import timezone
 from jobs import doctor, processes
 from jobs.folders import YOUNG, strays
 from jobs.models import Job, Worker
+from jobs.queue import pause_queue
 from tests.conftest import free_port
 
 
@@ -72,6 +73,15 @@ def test_a_job_that_nobody_takes_though_there_is_a_slot_is_a_problem(row):
     assert problem.startswith(f"Job {job.pk} waits since") and problem.endswith("Restart its worker: 1 on here.")
     row("running", queue="cpu"), row("running", queue="cpu")
     assert {level for level, _ in said(doctor.workers)} == {INFO}, "no slot is free"
+
+
+@pytest.mark.django_db
+def test_a_paused_queue_deserves_a_look_and_its_free_slots_are_no_problem(row):
+    worker("cpu"), worker("gpu")
+    row("queued", queued_at=timezone.now() - timedelta(hours=1))
+    pause_queue("cpu", reason="a new driver")
+    (warning,) = [words for level, words in said(doctor.workers) if level != INFO]
+    assert ": a new driver; 1 job waiting." in warning and warning.endswith("mistudio queue resume cpu")
 
 
 @pytest.mark.django_db

@@ -7,7 +7,7 @@ from jobs.endings import judge, settle
 from jobs.errors import JobError, classify
 from jobs.models import Job, State
 from jobs.outcome import NO_SPACE, Outcome
-from jobs.queue import messages
+from jobs.queue import nudges
 
 pytestmark = pytest.mark.django_db
 
@@ -143,11 +143,11 @@ def test_out_of_memory_with_nothing_to_make_smaller_just_fails(sleepy):
 def test_going_back_to_the_queue_sends_a_message(row):
     job = row()
     assert settle(job, judge(job, Outcome(1, "stopped")))
-    assert job.pk in messages()
+    assert nudges("cpu") == 1
 
 
 def test_what_belongs_to_another_attempt_is_left_alone(row):
     job = row()
     Job.objects.filter(pk=job.pk).update(attempt=2)
     assert not settle(job, judge(job, DONE))
-    assert Job.objects.get(pk=job.pk).state == State.RUNNING and not messages()
+    assert Job.objects.get(pk=job.pk).state == State.RUNNING and not nudges("cpu")

@@ -1,4 +1,7 @@
+from datetime import timedelta
+
 import pytest
+from django.utils import timezone
 
 from jobs import queue
 from jobs.errors import InvalidInput
@@ -11,16 +14,15 @@ def test_a_job_waits_with_its_validated_parameters_and_a_message(sleepy, alice):
     job = sleepy(owner=alice, steps=3)
     assert (job.state, job.queue, job.title) == ("queued", "cpu", "Sleep")
     assert job.params["steps"] == 3 and job.params["seconds"] == 0.01, "defaults are written down too"
-    assert queue.messages() == {job.pk: queue.messages()[job.pk]}
-    assert job.enqueued_at is not None
+    assert queue.nudges("cpu") == 1 and queue.nudges("gpu") == 0
 
 
-def test_the_message_carries_nothing_but_the_id(sleepy):
+def test_the_message_carries_nothing_but_the_queue(sleepy):
     from django_q.models import OrmQ
 
-    job = sleepy()
+    sleepy()
     message = OrmQ.objects.get().task
-    assert (message["func"], message["args"], message["kwargs"]) == ("jobs.supervise.work", (job.pk,), {})
+    assert (message["func"], message["args"], message["kwargs"]) == ("jobs.supervise.work", ("cpu",), {})
     assert OrmQ.objects.get().key == "cpu"
 
 
@@ -100,7 +102,7 @@ def test_a_kind_that_cannot_go_on_later_cannot_be_paused_nor_finished_early(row,
 def test_resuming_sends_a_new_message(row):
     job = row("paused")
     assert queue.resume(job)
-    assert job.pk in queue.messages() and Job.objects.get(pk=job.pk).state == State.QUEUED
+    assert queue.nudges("cpu") == 1 and Job.objects.get(pk=job.pk).state == State.QUEUED
 
 
 def test_what_was_deleted_is_not_made_again_by_a_retry(sleepy):
@@ -124,10 +126,6 @@ def test_a_retry_is_a_new_job_with_the_same_parameters_but_for_the_overrides(sle
 
 
 def test_a_worker_lives_as_long_as_its_heartbeat_is_fresh(db):
-    from datetime import timedelta
-
-    from django.utils import timezone
-
     Worker.objects.create(host="here", pid=1, queue="cpu", slots=2)
     assert queue.worker_alive("cpu") and queue.worker_alive() and not queue.worker_alive("gpu")
     Worker.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=30))
@@ -140,13 +138,28 @@ def test_messages_signed_with_another_key_count_for_nothing_and_are_dropped(slee
 
     sleepy()
     monkeypatch.setattr(Conf, "SECRET_KEY", "another key")
-    assert queue.messages() == {}
-    queue.drop_old_messages()
+    assert queue.nudges("cpu") == 0
+    queue.drop_old_messages("cpu")
     assert not OrmQ.objects.exists()
 
 
-def test_messages_of_ended_jobs_are_dropped(sleepy):
-    waiting, ended = sleepy(), sleepy()
-    Job.objects.filter(pk=ended.pk).update(state="succeeded")
-    queue.drop_old_messages()
-    assert list(queue.messages()) == [waiting.pk]
+def test_messages_that_a_killed_cluster_had_taken_are_dropped_and_those_of_another_queue_stay(sleepy):
+    from django_q.models import OrmQ
+
+    sleepy(), sleepy()
+    taken = OrmQ.objects.first()
+    OrmQ.objects.filter(pk=taken.pk).update(lock=timezone.now() + timedelta(days=60))
+    queue.drop_old_messages("gpu")
+    assert OrmQ.objects.count() == 2 and queue.nudges("cpu") == 1
+    queue.drop_old_messages("cpu")
+    assert OrmQ.objects.count() == queue.nudges("cpu") == 1
+
+
+def test_a_message_of_an_earlier_version_counts_for_nothing(sleepy):
+    from django_q.tasks import async_task
+
+    async_task("jobs.supervise.work", 12, cluster="cpu")
+    assert queue.nudges("cpu") == 0
+    queue.drop_old_messages("cpu")
+    sleepy()
+    assert queue.nudges("cpu") == 1

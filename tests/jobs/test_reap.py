@@ -11,7 +11,7 @@ from jobs import processes
 from jobs import reap as reaping
 from jobs.models import Job, LiveEvent, State, Worker
 from jobs.outcome import Outcome, write_outcome
-from jobs.queue import messages
+from jobs.queue import nudges, pause_queue, resume_queue
 from jobs.reap import forget, reap, resend
 from jobs.supervise import STALE, claim
 from tests.jobs.conftest import in_state, until
@@ -51,7 +51,7 @@ def test_a_job_whose_supervisor_is_gone_is_queued_again_with_a_message(lost):
     job = lost()
     assert [(found.pk, ending.why) for found, ending in reap()] == [(job.pk, "worker lost")]
     job.refresh_from_db()
-    assert (job.state, job.losses) == ("queued", 1) and job.pk in messages()
+    assert (job.state, job.losses) == ("queued", 1) and nudges("cpu") == 1
     assert reap() == [], "once is enough"
 
 
@@ -162,25 +162,35 @@ def test_a_supervisor_killed_without_warning_leaves_no_running_child(sleepy, bes
     assert job.percent > 0 and job.losses == 0, "it saved its state: nothing was lost"
 
 
-def test_a_queued_job_without_a_message_gets_one_and_never_two(sleepy):
+def test_what_waits_without_a_message_gets_one_and_never_two(sleepy):
     from django_q.models import OrmQ
 
-    job = sleepy()
-    assert resend() == [], "its message may be on its way"
+    sleepy(), sleepy()
     OrmQ.objects.all().delete()
-    Job.objects.filter(pk=job.pk).update(enqueued_at=ago(10))
-    assert [found.pk for found in resend()] == [job.pk]
-    Job.objects.filter(pk=job.pk).update(enqueued_at=ago(10))
-    assert resend() == [] and OrmQ.objects.count() == 1
+    assert resend() == {}, "its message may be on its way"
+    Job.objects.update(queued_at=ago(10))
+    assert resend() == {"cpu": 2}
+    assert resend() == {} and OrmQ.objects.count() == 2
 
 
 def test_a_message_taken_by_a_cluster_that_died_is_sent_again(sleepy):
     from django_q.models import OrmQ
 
-    job = sleepy()
+    sleepy()
     OrmQ.objects.update(lock=timezone.now() + timedelta(days=60))
-    Job.objects.filter(pk=job.pk).update(enqueued_at=ago(10))
-    assert len(resend()) == 1 and list(messages()) == [job.pk]
+    Job.objects.update(queued_at=ago(10))
+    assert resend() == {"cpu": 1} and nudges("cpu") == 1
+
+
+def test_a_paused_queue_is_sent_nothing_until_it_is_resumed(sleepy):
+    from django_q.models import OrmQ
+
+    sleepy(), sleepy()
+    pause_queue("cpu")
+    OrmQ.objects.all().delete()  # workers found the queue paused
+    Job.objects.update(queued_at=ago(10))
+    assert resend() == {}
+    assert resume_queue("cpu") and nudges("cpu") == 2
 
 
 def test_old_events_and_silent_workers_are_forgotten(db):
@@ -199,7 +209,7 @@ def test_the_command_says_what_it_found(lost, capsys):
     job = lost()
     call_command("reap_jobs", "--json")
     said = json.loads(capsys.readouterr().out)
-    assert said == {"reaped": [{"job": job.pk, "why": "worker lost", "state": "queued"}], "sent_again": []}
+    assert said == {"reaped": [{"job": job.pk, "why": "worker lost", "state": "queued"}], "sent_again": {}}
     call_command("reap_jobs")
     assert capsys.readouterr().out == "0 lost jobs, 0 messages sent again\n"
 

@@ -54,7 +54,7 @@ def test_who_comes_second_does_nothing(sleepy):
     job = sleepy()
     assert claim(job.pk) is not None
     assert claim(job.pk) is None and claim(10**9) is None
-    work(job.pk)  # a message that came twice
+    work("cpu")  # a message that came twice
     assert run_here(job).attempt == 1
     assert events(job) == ["queued", "attempt 1 started"]
 
@@ -63,7 +63,7 @@ def test_nothing_starts_while_the_worker_stops(sleepy):
     job = sleepy()
     STOPPING.set()
     try:
-        work(job.pk)
+        work("cpu")
     finally:
         STOPPING.set(False)
     job.refresh_from_db()
@@ -168,7 +168,7 @@ def test_a_stopping_worker_puts_the_job_back_with_its_checkpoint(sleepy):
     job = sleepy(steps=500, seconds=0.02)
     when(job, working, lambda job: STOPPING.set())
     try:
-        work(job.pk)
+        work("cpu")
     finally:
         STOPPING.set(False)
     job.refresh_from_db()

@@ -13,7 +13,7 @@ from django_q.models import OrmQ
 
 from jobs import work
 from jobs.models import Job, Worker
-from jobs.queue import request_cancel, worker_alive
+from jobs.queue import pause_queue, request_cancel, resume_queue, worker_alive
 from jobs.work import WorkerProcess
 from tests.jobs.conftest import in_state, until
 
@@ -101,7 +101,7 @@ def worker():
 def test_a_round_keeps_the_worker_known_and_finds_lost_messages(worker, sleepy):
     job = sleepy()
     OrmQ.objects.all().delete()
-    Job.objects.filter(pk=job.pk).update(enqueued_at=timezone.now() - timedelta(minutes=1))
+    Job.objects.filter(pk=job.pk).update(queued_at=timezone.now() - timedelta(minutes=1))
     worker.round()
     assert Worker.objects.get().pid == os.getpid() and worker_alive("cpu")
     assert OrmQ.objects.count() == 1
@@ -134,6 +134,9 @@ def test_a_queue_hangs_when_a_free_slot_takes_nothing_for_long(worker, row, monk
     assert not worker.hangs(), "seen for the first time"
     worker.stuck_since -= 60
     assert worker.hangs()
+    pause_queue("cpu")
+    assert not worker.hangs(), "nothing is to start"
+    resume_queue("cpu")
     monkeypatch.setattr(worker, "slots", 0)
     assert not worker.hangs() and worker.stuck_since is None, "without a free slot waiting is right"
 

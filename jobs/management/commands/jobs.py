@@ -3,6 +3,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -15,6 +16,7 @@ from jobs.management.describe import describe_job
 from jobs.management.job_command import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from jobs.management.progress_line import ProgressLine
 from jobs.models import Job, State
+from jobs.order import put
 from jobs.watch import see_through
 
 ACTIONS: dict[str, tuple[Callable[[Job], bool], str]] = {
@@ -22,11 +24,15 @@ ACTIONS: dict[str, tuple[Callable[[Job], bool], str]] = {
     "pause": (queue.request_pause, "Let a running job save its state and rest."),
     "finish": (queue.request_finish, "End a running job early and keep what it has made."),
     "resume": (queue.resume, "Queue a paused job again."),
+    "first": (partial(put, place="first"), "Let a waiting job start before all others of its queue."),
+    "later": (partial(put, place="later"), "Let a waiting job start after all others of its queue."),
+    "normal": (partial(put, place="normal"), "Let a waiting job start in its turn again."),
+    "dismiss": (Job.dismiss, "Take a failure off the page of operations."),
 }
 
 
 class Command(BaseCommand):
-    help = "List jobs, look at them, and cancel, pause, resume or retry them."
+    help = "List jobs, look at them, and cancel, pause, resume, retry or reorder them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="action", required=True)

@@ -14,11 +14,11 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         reaped = [{"job": job.pk, "why": ending.why, "state": ending.to} for job, ending in reap()]
-        sent = [job.pk for job in resend()]
+        sent = resend()
         forget()
         if options["json"]:
             self.stdout.write(json.dumps({"reaped": reaped, "sent_again": sent}))
             return
         for line in reaped:
             self.stdout.write(f"job {line['job']}: {line['why']}, now {line['state']}")
-        self.stdout.write(f"{len(reaped)} lost jobs, {len(sent)} messages sent again")
+        self.stdout.write(f"{len(reaped)} lost jobs, {sum(sent.values())} messages sent again")
