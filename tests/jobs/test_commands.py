@@ -9,6 +9,7 @@ from jobs.errors import InvalidInput
 from jobs.management.job_command import BadInput, JobCommand
 from jobs.management.progress_line import ProgressLine, line
 from jobs.models import Job, State, Worker
+from jobs.order import in_order
 from jobs.queue import submit
 from tests.conftest import manage
 from tests.jobs.conftest import until
@@ -18,13 +19,47 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def run(*arguments):
     """Exit code, standard output and standard error of the `jobs` command, in this process."""
+    return call("jobs", *arguments)
+
+
+def call(*arguments):
     out, err = io.StringIO(), io.StringIO()
     code = 0
     try:
-        call_command("jobs", *arguments, stdout=out, stderr=err)
+        call_command(*arguments, stdout=out, stderr=err)
     except SystemExit as end:
         code = end.code
     return code, out.getvalue(), err.getvalue()
+
+
+# ---- queue
+
+
+def test_a_queue_is_paused_with_a_reason_shown_and_resumed(row, alice):
+    running = row("running", queue="gpu")
+    row("queued", queue="gpu")
+    code, out, _ = call("queue", "pause", "gpu", "--reason", "a new driver", "--user", "alice", "--now")
+    running.refresh_from_db()
+    assert code == 0 and "paused by alice" in out and "a new driver" in out and "1 waiting" in out
+    assert running.wish == "pause"
+    cpu_and_gpu = {queue["queue"]: queue for queue in json.loads(call("queue", "show", "--json")[1])}
+    assert cpu_and_gpu["cpu"]["paused"] is None and cpu_and_gpu["gpu"]["paused"]["by"] == "alice"
+    assert (cpu_and_gpu["gpu"]["running"], cpu_and_gpu["gpu"]["waiting"]) == ([running.pk], 1)
+    assert call("queue", "resume", "gpu")[1] == "The gpu queue is open. No worker is running, 1 waiting.\n"
+    assert call("queue", "pause", "gpu", "--user", "nobody")[::2] == (2, "user: There is no user “nobody”.\n")
+
+
+def test_a_job_is_put_first_last_and_in_its_turn(row):
+    first, second = row("queued"), row("queued")
+    assert run("first", str(second.pk))[0] == 0 and [w.pk for w in in_order("cpu")] == [second.pk, first.pk]
+    assert run("later", str(second.pk))[0] == 0 and [w.pk for w in in_order("cpu")] == [first.pk, second.pk]
+    assert run("normal", str(second.pk))[0] == 0 and not Job.objects.exclude(priority=0).exists()
+    assert run("first", str(row("running").pk))[0] == 1
+
+
+def test_a_failure_is_dismissed_once(row):
+    job = row("failed")
+    assert [run("dismiss", str(job.pk))[0] for _ in range(2)] == [0, 1]
 
 
 # ---- jobs

@@ -40,7 +40,9 @@ def test_of_many_at_once_one_claims_one_ends_and_one_makes_each_job(env):
         winners = sorted(key for got in found[what]["got"] for key in got)
         assert winners == sorted(found[what]["keys"]), f"{what}: each job has exactly one winner"
         assert len(found[what]["events"]) == len(winners), f"{what}: who lost leaves no event"
-    assert found["next"]["events"] == found["next"]["order"], "however many take jobs at once, they start in their order"
+    assert found["next"]["events"] == found["next"]["order"], (
+        "however many take jobs at once, they start in their order"
+    )
     made = found["submit"]
     assert len({tuple(got) for got in made["got"]}) == 1, "everybody is given the same jobs"
     assert made["made"] == len(made["keys"])

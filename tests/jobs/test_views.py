@@ -5,7 +5,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs.models import Job, Worker
-from jobs.queue import nudges
+from jobs.order import put
+from jobs.queue import nudges, pause_queue
 from tests.mistudio.test_pages import queries
 
 pytestmark = pytest.mark.django_db
@@ -18,20 +19,6 @@ def text(reply):
 # ---- list
 
 
-def test_now_shows_what_runs_waits_and_rests_and_whether_anybody_works(client_of, alice, row):
-    row("running", title="runs", percent=42.0, stage="sleep", started_at=timezone.now())
-    row("queued", title="waits")
-    row("paused", title="rests", percent=7.0)
-    row("succeeded", title="already over")
-    shown = text(client_of(alice).get("/jobs/"))
-    assert (
-        "runs" in shown and "42.0 %" in shown and "waits" in shown and "rests" in shown and "already over" not in shown
-    )
-    assert "cpu: no worker is running" in shown
-    Worker.objects.create(host="h", pid=1, queue="cpu", slots=2)
-    assert "cpu: 1 of 2 slots in use" in text(client_of(alice).get("/jobs/"))
-
-
 @pytest.mark.parametrize(
     ("state", "titles"),
     [
@@ -41,7 +28,7 @@ def test_now_shows_what_runs_waits_and_rests_and_whether_anybody_works(client_of
         ("queued", {"q"}),
         ("running", {"r"}),
         ("paused", {"p"}),
-        ("all", {"f", "s", "c", "q", "r", "p"}),
+        ("", {"f", "s", "c", "q", "r", "p"}),
     ],
 )
 def test_each_tab_shows_its_states_and_counts_all(client_of, alice, row, state, titles):
@@ -50,8 +37,8 @@ def test_each_tab_shows_its_states_and_counts_all(client_of, alice, row, state, 
     reply = client_of(alice).get(f"/jobs/?state={state}")
     assert {t.removeprefix("job-") for t in re.findall(r"<bdi>(job-\w)</bdi>", reply.content.decode())} == titles
     counts = dict(re.findall(r">(\w+) <span class=\"n\">(\d+)</span>", reply.content.decode()))
-    expected = {"Now": "3", "Running": "1", "Waiting": "1", "Paused": "1", "Failed": "1", "Finished": "1"}
-    assert counts == {**expected, "Cancelled": "1", "All": "6"}
+    expected = {"All": "6", "Running": "1", "Waiting": "1", "Paused": "1", "Failed": "1", "Finished": "1"}
+    assert counts == {**expected, "Cancelled": "1"}
 
 
 def test_filters_are_in_the_address_and_work_together(client_of, alice, row):
@@ -65,19 +52,18 @@ def test_filters_are_in_the_address_and_work_together(client_of, alice, row):
 
     assert titles("state=failed&q=FIRST") == {"first tokenization", "first training"}
     assert titles("state=failed&q=first&kind=tokenize") == {"first tokenization"}
-    assert titles(f"state=all&q={other.pk}") >= {"first training"}
-    assert titles("state=all&q=training:7") == {"first training"}
-    assert titles("q=first") == set(), "Now holds no failed jobs"
+    assert titles(f"q={other.pk}") >= {"first training"}
+    assert titles("q=training:7") == {"first training"}
+    assert titles("state=running&q=first") == set()
 
 
 def test_an_empty_list_says_what_will_be_there_and_no_match_says_so(client_of, alice, row):
     client = client_of(alice)
-    assert "Nothing runs or waits" in text(client.get("/jobs/"))
     assert "Jobs appear here as soon as" in text(client.get("/jobs/?state=failed"))
     row("succeeded", title="x")
     assert "1 job is in other states" in text(client.get("/jobs/?state=failed"))
-    assert "No all jobs match" not in text(client.get("/jobs/?state=all&q=zzz"))
-    assert "none of them has this name" in text(client.get("/jobs/?state=all&q=zzz"))
+    assert "No jobs match" in text(client.get("/jobs/?q=zzz"))
+    assert "none of them has this name" in text(client.get("/jobs/?q=zzz"))
 
 
 def test_pages_of_fifty(client_of, alice, row, team):
@@ -92,7 +78,7 @@ def test_pages_of_fifty(client_of, alice, row, team):
 
 def test_the_list_asks_as_much_for_fifty_jobs_as_for_one(client_of, alice, row):
     client = client_of(alice)
-    paths = ("/jobs/", "/jobs/?state=failed", "/jobs/?state=all&q=a")
+    paths = ("/jobs/", "/jobs/?state=failed", "/jobs/?q=a")
     row("running"), row("failed")
     few = [queries(client, path) for path in paths]
     for state in ("running", "queued", "failed"):
@@ -168,13 +154,19 @@ def test_a_waiting_job_says_what_it_waits_for(client_of, alice, row):
     client = client_of(alice)
     assert "mistudio worker --queue cpu" in text(client.get(first.get_absolute_url()))
     Worker.objects.create(host="h", pid=1, queue="cpu", slots=2)
-    assert "Next on the cpu queue" in text(client.get(first.get_absolute_url()))
+    assert "Next on the cpu queue. It waits for nothing, it starts" in text(client.get(first.get_absolute_url()))
     assert "1 job before it" in text(client.get(second.get_absolute_url()))
+    put(second, "first")
+    assert "Next on the cpu queue" in text(client.get(second.get_absolute_url()))
+    pause_queue("cpu", by=alice, reason="<b>moving</b>")
+    shown = text(client.get(first.get_absolute_url()))
+    assert "The cpu queue is paused by alice since" in shown and "“ &lt;b&gt;moving&lt;/b&gt; ”" in shown
+    assert "1 job starts before this one then" in shown
 
 
 def test_every_state_has_a_page_and_exactly_the_buttons_that_work(client_of, alice, row):
     buttons = {
-        "queued": {"cancel"},
+        "queued": {"cancel", "order"},
         "running": {"cancel", "pause", "finish"},
         "paused": {"cancel", "resume"},
         "failed": {"retry"},
@@ -213,7 +205,7 @@ def test_the_whole_log_is_a_download_that_no_browser_renders(client_of, alice, r
 
 # ---- actions
 
-ACTIONS = ("cancel", "pause", "resume", "finish", "retry")
+ACTIONS = ("cancel", "pause", "resume", "finish", "retry", "order", "dismiss")
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -233,7 +225,7 @@ def test_pages_of_another_team_do_not_exist(client_of, charlie, bob, row):
     job = row("running", started_at=timezone.now())
     for url in (job.get_absolute_url(), reverse("job_log", args=[job.pk])):
         assert client_of(charlie).get(url).status_code == 404
-    assert "a job" not in text(client_of(charlie).get("/jobs/?state=all"))
+    assert "a job" not in text(client_of(charlie).get("/jobs/"))
     assert client_of(bob).get(job.get_absolute_url()).status_code == 200
 
 
@@ -245,6 +237,8 @@ def test_pages_of_another_team_do_not_exist(client_of, charlie, bob, row):
         ("running", "finish", "finish", "running"),
         ("queued", "cancel", "", "cancelled"),
         ("paused", "resume", "", "queued"),
+        ("running", "order", "", "running"),
+        ("running", "dismiss", "", "running"),
         ("succeeded", "cancel", "", "succeeded"),
         ("succeeded", "resume", "", "succeeded"),
     ],
@@ -299,7 +293,7 @@ def test_the_page_watches_its_job_and_the_list_its_team(client_of, alice, row):
     client = client_of(alice)
     shell = f"/live/?t=shell.{job.team_id}"
     assert f'{shell}&amp;t=jobs.{job.pk}"' in client.get(job.get_absolute_url()).content.decode()
-    assert f'{shell}&amp;t=operations.{job.team_id}"' in client.get("/jobs/").content.decode()
+    assert f'{shell}&amp;t=operations.{job.team_id}"' in client.get("/operations/").content.decode()
     assert f'{shell}"' in client.get("/jobs/?state=failed").content.decode()
 
 

@@ -85,6 +85,7 @@ def test_a_stranger_sees_none_of_it_in_any_list(everything, charlie, client_of):
         "trainings",
         "saes",
         "jobs",
+        "operations",
         "templates",
     ):
         text = client.get(reverse(name)).content.decode()
@@ -121,6 +122,7 @@ def test_views_reach_rows_through_a_team_only(path):
         ("home.py", "filter"),  # features through sae__team; a topic's key that visible() checked
         ("training.py", "select_related"),  # live(): reached only by pages that visible() let in
         ("shell.py", "filter"),  # the last event of the jobs of the team that asks
+        ("shell.py", "order_by"),  # pauses of queues, which belong to the installation
         ("account.py", "get"),  # a signed link, before anyone is signed in
         ("monitor.py", "order_by"),  # hosts belong to the installation
         ("monitor.py", "filter"),
