@@ -99,6 +99,21 @@ def test_a_list_and_the_header_follow_jobs_that_begin_elsewhere(page, sleepy):
     expect(page.locator("#work")).to_contain_text(re.compile(r"[1-9] running"), timeout=30_000)
 
 
+@pytest.mark.slow
+def test_the_operations_page_shows_a_new_job_and_its_progress_without_a_reload(page, sleepy):
+    page.goto("/operations/")
+    link(page, "Live")
+    page.evaluate("() => { window.sameDocument = true; }")
+    sleepy("begun while somebody looked")
+    row = page.locator("#operations tr", has_text="begun while somebody looked")
+    expect(row.locator(".badge")).to_have_text("Running", timeout=30_000)
+    expect(page.locator(".places")).to_contain_text("begun while somebody looked")
+    expect(row.locator(".mini span")).to_have_text(re.compile(r"[1-9]\d*\.\d %"), timeout=30_000)
+    first = row.locator(".mini span").inner_text()
+    expect(row.locator(".mini span")).not_to_have_text(first, timeout=30_000)
+    assert page.evaluate("() => window.sameDocument") and page.wrong == []
+
+
 def test_a_list_shows_a_job_that_came_and_went_between_two_looks(page, shell):
     page.goto("/jobs/?state=succeeded&q=short")
     link(page, "Live")
@@ -215,7 +230,7 @@ def test_without_scripts_a_page_offers_to_reload_and_hides_what_only_scripts_do(
     "path",
     [
         "/", "/models/", "/datasets/", "/datasets/new/", "/tokenizations/", "/trainings/", "/saes/", "/jobs/",
-        "/nothing/",
+        "/operations/", "/nothing/",
     ],
 )  # fmt: skip
 def test_no_page_scrolls_sideways_and_each_is_quiet(page, path):

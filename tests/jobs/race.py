@@ -13,8 +13,8 @@ from django.core.management import call_command  # noqa: E402
 from django.db import connections  # noqa: E402
 
 from jobs.models import Job, JobEvent, State  # noqa: E402
-from jobs.queue import submit  # noqa: E402
 from jobs.order import in_order  # noqa: E402
+from jobs.queue import submit  # noqa: E402
 from jobs.supervise import claim, claim_next  # noqa: E402
 from mistudio.models import Team, User  # noqa: E402
 

@@ -9,6 +9,7 @@ import pytest
 from django.db import DatabaseError, connection
 
 from jobs import processes, supervise
+from jobs.devices import devices_of_its_own
 from jobs.logs import LIMIT, log_path
 from jobs.models import Job, State
 from jobs.queue import request_cancel, request_finish, request_pause, resume
@@ -48,6 +49,16 @@ def test_a_job_runs_in_a_process_of_its_own_and_succeeds(sleepy):
     assert events(job) == ["queued", "attempt 1 started", "succeeded"]
     assert job.metrics.count() == 5
     assert "--- attempt 1" in log_path(job).read_text()
+
+
+def test_the_devices_that_a_job_was_given_are_known(sleepy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    job = sleepy(steps=1, seconds=0)
+    Job.objects.filter(pk=job.pk).update(queue="gpu")
+    job.refresh_from_db()
+    with devices_of_its_own("gpu"):  # another job computes on the first
+        job = run_here(job)
+    assert job.devices == ["7"]
 
 
 def test_who_comes_second_does_nothing(sleepy):
