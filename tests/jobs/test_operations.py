@@ -84,7 +84,7 @@ def test_each_that_waits_says_for_what(client_of, alice, row, runs, worker):
     assert section(client.get("/operations/"), "waiting").count("a worker of the gpu queue") == 2
     worker("gpu", slots=1, devices=["0"])
     shown = section(client.get("/operations/"), "waiting")
-    assert "nothing, it starts in a moment" in shown and "the next free GPU:" in shown
+    assert "nothing, it starts in a moment" in shown and "the next free GPU " in shown
     runs("the taker", queue="gpu", devices=["0"])
     shown = section(client.get("/operations/"), "waiting")
     assert "the next free GPU: the taker on GPU 0" in shown and "1 job before it" in shown
@@ -148,7 +148,7 @@ def test_another_teams_jobs_count_before_ones_own_but_are_not_named(client_of, a
     row("queued", title="mine", owner=alice, queued_at=ago(minutes=1))
     Worker.objects.create(host=HOST, pid=1, queue="cpu", slots=1)
     shown = section(client_of(alice).get("/operations/"), "waiting")
-    assert "cpu 2 mine" in shown and "secret" not in shown
+    assert "cpu&nbsp;2 mine" in shown and "secret" not in shown
 
 
 # ---- failures
