@@ -46,7 +46,8 @@ def under_way(team: int) -> dict[str, Any]:
 def counts(team: Team, *models: Any) -> dict[Any, int]:
     """How many rows of each model the team has; one query for all of them."""
     rows = (model.objects.of_team(team).order_by().values("team").values(n=Count("pk")) for model in models)
-    found = Team.objects.filter(pk=team.pk).values_list(*map(Subquery, rows)).get()
+    columns: list[Any] = [Subquery(row) for row in rows]
+    found = Team.objects.filter(pk=team.pk).values_list(*columns).get()
     return {model: n or 0 for model, n in zip(models, found, strict=True)}
 
 
