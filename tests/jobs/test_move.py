@@ -73,7 +73,7 @@ def test_wishes_are_forgotten_when_the_job_goes_back_to_the_queue(row):
 def test_every_move_tells_the_pages_that_show_the_job(row, team):
     row("queued").move(State.CANCELLED)
     topics = set(LiveEvent.objects.values_list("topic", flat=True))
-    assert {f"jobs.{Job.objects.get().pk}", f"operations.{team.pk}", f"home.{team.pk}"} <= topics
+    assert {f"jobs.{Job.objects.get().pk}", f"shell.{team.pk}", f"home.{team.pk}"} <= topics
 
 
 def test_what_is_shown_is_derived_from_wishes_and_silence(row):
