@@ -27,14 +27,24 @@ def this_host() -> str:
     return f"{socket.gethostname()}/{(PROC / 'self/ns/pid').readlink().name.strip('pid:[]')}/{boot}"
 
 
-def start_of(pid: int) -> int | None:
-    """When the process began, in ticks since boot; None for a process that is gone or a zombie."""
+def stat_of(pid: int) -> list[bytes]:
+    """The fields of its stat that follow its name, from the state on; none when it is gone."""
     try:
         # The name of a process may hold spaces and brackets: the fields follow its last bracket.
-        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+        return []
+
+
+def has_ended(stat: list[bytes]) -> bool:
+    """Gone, or a zombie."""
+    return not stat or stat[0] in (b"Z", b"X")
+
+
+def start_of(pid: int) -> int | None:
+    """When the process began, in ticks since boot; None for a process that is gone or a zombie."""
+    stat = stat_of(pid)
+    return None if has_ended(stat) else int(stat[19])
 
 
 def alive(pid: int | None, start: int | None) -> bool:

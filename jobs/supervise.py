@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,18 @@ from django.db import DatabaseError, connections
 from django.utils import timezone
 
 from jobs import processes
-from jobs.devices import devices_of_its_own
+from jobs.devices import devices, devices_of_its_own
 from jobs.endings import failed, judge, settle
 from jobs.errors import classify
+from jobs.gpus import Gpus
+from jobs.live import publish
 from jobs.log_format import speaking_of
 from jobs.logs import log_path, open_log, trim
 from jobs.models import Job, QueuePause, State
 from jobs.order import in_order
 from jobs.outcome import outcome_path, read_outcome
 from jobs.secrets import known, secrets_of, strike_out
+from jobs.usage import Meter, at_rest
 
 if TYPE_CHECKING:
     import subprocess
@@ -131,6 +134,7 @@ def claim(job_id: int) -> Job | None:
         devices=[],
         heartbeat_at=timezone.now(),
         percent_at_start=job.percent,
+        usage=at_rest(job.usage),
         progress_at=None,
         exit_code=None,
     )
@@ -145,6 +149,7 @@ class Supervision:
         self.told, self.kill_at = "", float("inf")
         self.finishing = self.lost = False
         self.secrets = secrets_of(job)
+        self.meter = Meter(job.usage)
         self.memory = 0  # largest resident size seen, bytes
         # At the last two looks: the kernel counts for the whole machine, so only its newest kill can be ours.
         self.oom_kills = (processes.oom_kills(),) * 2
@@ -153,13 +158,16 @@ class Supervision:
     def run(self) -> None:
         n_devices = self.job.params.get("processes", 1)
         with speaking_of(self.job), devices_of_its_own(self.job.queue, n_devices) as env:
+            given = env["CUDA_VISIBLE_DEVICES"].split(",") if env else []
+            self.meter.gpus = Gpus(given or devices())
             try:
-                child = self.start(env)
+                child = self.start(env, given)
             except OSError as error:  # a full disk, or no processes left
                 settle(self.job, failed(self.job, asdict(classify(error)), {}))
                 return
             try:
                 self.watch(child)
+                self.measure(child.pid, last=True)  # it has ended, and is still there to be read
             finally:
                 processes.kill_group(child.pid)  # what it leaves behind, or itself if we fail
                 child.wait()
@@ -167,9 +175,9 @@ class Supervision:
         if not self.lost:
             self.finish(child.returncode, processes.oom_kills() > self.oom_kills[0])
 
-    def start(self, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    def start(self, env: dict[str, str], given: list[str]) -> "subprocess.Popen[bytes]":
         with contextlib.suppress(DatabaseError):  # only pages show it
-            self.mine().update(devices=env.get("CUDA_VISIBLE_DEVICES", "").split(",") if env else [])
+            self.mine().update(devices=given)
         outcome_path(self.job).unlink(missing_ok=True)
         output = open_log(self.job)
         try:
@@ -193,6 +201,7 @@ class Supervision:
     def look(self, pid: int) -> None:
         """Heartbeat and wishes. A database that does not answer does not disturb the work, unless it lasts."""
         self.memory = max(self.memory, processes.memory_of(pid))
+        self.measure(pid)
         self.oom_kills = self.oom_kills[1], processes.oom_kills()
         self.tidy_log()
         try:
@@ -204,6 +213,10 @@ class Supervision:
             if time.monotonic() - self.heartbeat > STALE - settings.STOP_GRACE_SECONDS - 10:
                 self.tell(pid, "stop")
 
+    def measure(self, pid: int, last: bool = False) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a /proc that is not as we know it: then nothing is measured
+            self.meter.look(pid, last)
+
     def tidy_log(self) -> None:
         """Bounded, and without a secret that a library may have printed."""
         with contextlib.suppress(OSError):
@@ -212,7 +225,8 @@ class Supervision:
 
     def look_at_row(self, pid: int) -> None:
         if self.looked - self.heartbeat >= HEARTBEAT:
-            self.mine().update(heartbeat_at=timezone.now())
+            if self.mine().update(heartbeat_at=timezone.now(), usage=self.meter.kept()):
+                publish(f"jobs.{self.job.pk}")
             self.heartbeat = self.looked
         fresh = self.mine().first()
         if fresh is None:
@@ -249,7 +263,8 @@ class Supervision:
             try:
                 if fresh := self.mine().first():
                     ending = judge(fresh, read_outcome(fresh), told=self.told, exit_code=exit_code, oom=oom)
-                    settle(fresh, ending)
+                    usage = at_rest(self.meter.kept())
+                    settle(fresh, replace(ending, fields={**ending.fields, "usage": usage}))
                 return
             except DatabaseError as error:
                 if time.monotonic() > deadline:

@@ -94,6 +94,8 @@ class Job(Owned):
     eta_seconds = models.FloatField(null=True, editable=False)
     progress_at = models.DateTimeField(null=True, editable=False)
 
+    usage = models.JSONField(default=dict, editable=False)  # by all its attempts, see `jobs.usage`
+
     error_code = models.CharField(max_length=30, blank=True, editable=False)
     error_message = models.TextField(blank=True, editable=False)
     error_hint = models.TextField(blank=True, editable=False)

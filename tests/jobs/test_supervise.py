@@ -11,8 +11,9 @@ from django.db import DatabaseError, connection
 from jobs import processes, supervise
 from jobs.devices import devices_of_its_own
 from jobs.logs import LIMIT, log_path
-from jobs.models import Job, State
+from jobs.models import Job, LiveEvent, State
 from jobs.queue import request_cancel, request_finish, request_pause, resume
+from jobs.reap import reap
 from jobs.supervise import STOPPING, Supervision, claim, run_here, work
 from tests.jobs.conftest import until
 
@@ -93,11 +94,13 @@ def test_paused_at_a_checkpoint_it_goes_on_from_there_to_the_same_result(sleepy)
     when(job, working, request_pause)
     job = run_here(job)
     assert job.state == "paused" and 0 < job.done < 60
-    done, percent = job.done, job.percent
+    done, percent, used = job.done, job.percent, job.usage
+    assert used["cpu"]["total"] > 0 and "processes" not in used, "nothing of it runs"
     assert resume(job)
     job = run_here(job)
     assert (job.state, job.result) == ("succeeded", {"steps": 60, "total": sum(range(60))})
     assert job.metrics.count() == 60 and job.attempt == 2
+    assert job.usage["cpu"]["total"] > used["cpu"]["total"] and job.usage["cpu"]["seconds"] > used["cpu"]["seconds"]
     assert percent > 0 and min(job.progress_history.filter(pk__gt=0).values_list("percent", flat=True)) > 0
     assert log_path(job).read_text().count("--- attempt") == 2 and done > 0
 
@@ -240,6 +243,48 @@ def test_each_word_is_said_once_and_a_cancel_outweighs_the_rest(monkeypatch, row
     for word in ("finish", "finish", "pause", "pause", "cancel", "pause", "stop"):
         quiet.supervision.tell(1, word)
     assert quiet.sent == ["SIGUSR2", "SIGUSR1", "SIGINT"] and quiet.supervision.told == "cancel"
+
+
+def test_what_is_used_is_written_with_the_heartbeat_and_outlives_the_supervisor(row):
+    job = row("running", host=processes.this_host(), supervisor_pid=2**22 + 1, supervisor_start=1)
+    job.folder.mkdir(parents=True)
+    supervision = Supervision(job, lambda: "")
+    time.sleep(0.01)
+    supervision.look(os.getpgid(0))
+    job.refresh_from_db()
+    assert job.usage == {}, "not at each look"
+    LiveEvent.objects.all().delete()
+    supervision.heartbeat -= supervise.HEARTBEAT
+    supervision.look(os.getpgid(0))
+    job.refresh_from_db()
+    used = job.usage
+    assert used["cpu"]["total"] > 0 and os.getpid() in [one["pid"] for one in used["processes"]]
+    assert [event.topic for event in LiveEvent.objects.all()] == [f"jobs.{job.pk}"]
+    assert [ending.to for _, ending in reap()] == [State.QUEUED]
+    again = claim(job.pk)
+    assert again.usage["cpu"]["total"] == used["cpu"]["total"]
+    assert "processes" not in again.usage and "now" not in again.usage["cpu"], "they are of the attempt before"
+
+
+def test_an_attempt_that_lost_its_job_writes_nothing_of_what_it_used(row):
+    job = row("running")
+    supervision = Supervision(job, lambda: "")
+    Job.objects.filter(pk=job.pk).update(attempt=9)
+    supervision.heartbeat -= supervise.HEARTBEAT
+    supervision.look(os.getpgid(0))
+    supervision.finish(exit_code=0, oom_killed=False)
+    job.refresh_from_db()
+    assert job.usage == {}
+
+
+def test_processes_that_cannot_be_read_do_not_disturb_the_job(monkeypatch, row):
+    job = row("running")
+    supervision = Supervision(job, lambda: "")
+    monkeypatch.setattr(processes, "PROC", processes.PROC / "not there")
+    supervision.measure(1)
+    supervision.finish(exit_code=1, oom_killed=False)
+    job.refresh_from_db()
+    assert (job.state, job.usage) == ("failed", {})
 
 
 def test_finishing_early_has_no_deadline(monkeypatch, row):

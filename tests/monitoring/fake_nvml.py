@@ -13,6 +13,7 @@ class FakeGpu:
         self.error = None  # of every call
         self.unsupported = set()
         self.processes = []
+        self.samples = []  # of what processes computed: pid, smUtil, timeStamp in µs
         self.figures = {
             "Name": "NVIDIA Test 9000",
             "UtilizationRates": SimpleNamespace(gpu=97, memory=40),
@@ -79,3 +80,11 @@ class FakeNvml:
     def nvmlDeviceGetComputeRunningProcesses(self, handle):
         self.ask(handle, "Name")
         return self.gpus[handle[0]].processes
+
+    def nvmlDeviceGetProcessUtilization(self, handle, since):
+        self.ask(handle, "Name")
+        if "ProcessUtilization" in self.gpus[handle[0]].unsupported:
+            raise NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        if found := [sample for sample in self.gpus[handle[0]].samples if sample.timeStamp > since]:
+            return found
+        raise NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
