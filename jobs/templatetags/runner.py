@@ -11,6 +11,7 @@ from jobs.logs import last_lines, log_path
 from jobs.models import Job, State
 from jobs.order import in_order
 from jobs.queues import standings
+from jobs.usage import Figure, at_rest, figures_of
 
 register = template.Library()
 
@@ -33,6 +34,12 @@ def kind_label(kind: str) -> str:
 @register.simple_tag
 def log_tail(job: Job) -> str:
     return last_lines(log_path(job), LINES)
+
+
+@register.filter
+def used(job: Job) -> dict[str, Figure]:
+    """What its processes use, by the names of `jobs.usage`; what was not measured is not there."""
+    return figures_of(job.usage if job.state == State.RUNNING else at_rest(job.usage))
 
 
 @register.simple_tag

@@ -85,6 +85,23 @@ def test_show_says_everything_about_one_job(row):
     assert [event["what"] for event in said["events"]] == ["worker lost"]
 
 
+def test_show_says_what_a_job_used_and_what_of_it_was_not_measured(row):
+    figures = {
+        "cpu": {"total": 192.25, "seconds": 120, "peak": 1.875},
+        "memory": {"total": 2**40, "seconds": 1024, "peak": 2**31},
+    }
+    job = row("running", usage={**figures, "processes": [{"pid": 7}]})
+    _, out, _ = run("show", str(job.pk))
+    assert "CPU: 192.2 s, mean 1.60 cores, peak 1.88 cores, measured over 120 s" in out
+    assert "memory: mean 1,024.0 MiB, peak 2,048.0 MiB" in out and "GPU: not measured" in out
+    said = json.loads(run("show", str(job.pk), "--json")[1])["usage"]
+    assert said == {
+        "cpu": {"total": 192.25, "mean": 192.25 / 120, "peak": 1.875, "seconds": 120},
+        "memory": {"total": 2**40, "mean": 2**30, "peak": 2**31, "seconds": 1024},
+    }
+    assert "not measured" not in run("show", str(row("queued").pk))[1], "nothing of it ran"
+
+
 def test_logs_are_cleaned(row):
     job = row("running")
     job.folder.mkdir(parents=True)

@@ -97,6 +97,28 @@ def test_nonsense_in_the_address_is_no_error(client_of, alice, row):
 # ---- one job
 
 
+def test_what_a_job_uses_is_shown_with_units_and_what_is_not_measured_is_said(client_of, alice, row):
+    GIB = 2**30
+    usage = {
+        "cpu": {"total": 192, "seconds": 120, "peak": 1.9, "now": 1.8},
+        "memory": {"total": 120 * GIB, "seconds": 120, "peak": 1.4 * GIB, "now": 1.2 * GIB},
+        "read": {"total": 3 * GIB, "seconds": 120, "peak": GIB, "now": 0},
+        "written": {"total": 0, "seconds": 120, "peak": 0, "now": 0},
+        "processes": [],
+    }
+    job = row("running", usage=usage)
+    shown = text(client_of(alice).get(f"/jobs/{job.pk}/"))
+    assert "CPU 3 min 12 s , now 1.8 , mean 1.6, peak 1.9 cores" in shown
+    assert "Memory 1.2 GiB , mean 1.0 GiB, peak 1.4 GiB" in shown
+    assert "Disk 3.0 GiB read, 0 B written" in shown
+    assert "GPU not measured" in shown
+    gpu = {"total": 60, "seconds": 120, "peak": 0.99, "now": 0.93}
+    Job.objects.filter(pk=job.pk).update(state="succeeded", usage={**usage, "gpu": gpu})
+    shown = text(client_of(alice).get(f"/jobs/{job.pk}/"))
+    assert "GPU 1 min 00 s , mean 50 %, peak 99 % ; memory not measured" in shown.replace("99 %;", "99 % ;")
+    assert ", now" not in shown and "Memory mean 1.0 GiB" in shown, "it has ended"
+
+
 def test_the_page_of_a_job_shows_all_that_is_known(client_of, alice, row):
     job = row(
         "running",

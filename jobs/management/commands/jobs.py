@@ -12,7 +12,7 @@ from jobs import queue
 from jobs.errors import InvalidInput
 from jobs.kinds import KINDS
 from jobs.logs import log_path, read_on, read_tail
-from jobs.management.describe import describe_job
+from jobs.management.describe import describe_job, usage_facts
 from jobs.management.job_command import BAD_INPUT, DONE, FAILED, INTERRUPTED
 from jobs.management.progress_line import ProgressLine
 from jobs.models import Job, State
@@ -93,11 +93,11 @@ class Command(BaseCommand):
 
     def show(self, job: Job, options: dict[str, Any]) -> int:
         facts = describe_job(job, full=True)
-        events = facts["events"]
-        lines = [
-            f"{name:>12}: {value}" for name, value in facts.items() if name != "events" and value not in (None, "")
-        ]
-        self.say(facts, [*lines, *[f"{e['at'][:19]}  {e['what']}  {e['detail'] or ''}".rstrip() for e in events]])
+        said = {name: value for name, value in facts.items() if name not in ("events", "usage")}
+        said |= usage_facts(facts["usage"]) if job.attempt else {}
+        lines = [f"{name:>12}: {value}" for name, value in said.items() if value not in (None, "")]
+        events = [f"{e['at'][:19]}  {e['what']}  {e['detail'] or ''}".rstrip() for e in facts["events"]]
+        self.say(facts, [*lines, *events])
         return DONE
 
     def logs(self, job: Job, options: dict[str, Any]) -> int:
