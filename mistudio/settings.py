@@ -242,6 +242,7 @@ LIVE_TOPICS = {
     "home": "mistudio.views.home.topic",
     "shell": "mistudio.views.shell.topic",
     "system": "mistudio.views.monitor.topic",
+    "attribution": "mistudio.views.attribution.topic",
 }
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": (

@@ -8,6 +8,7 @@ from django.views.decorators.http import require_GET
 
 from jobs.live import Topic
 from mistudio.monitored import PARTS, WINDOWS, Window, look, part
+from mistudio.views import attribution
 from monitoring.models import Host
 
 
@@ -32,7 +33,11 @@ def monitor(request: HttpRequest) -> HttpResponse:
         "windows": WINDOWS.items(),
         "window": window,
         "parts": [part(name, seen) for name in PARTS],
-        "topics": [f"system.{name}.{window}.{host.pk}" for name in ("host", *PARTS)],
+        **attribution.context(seen, user.team.pk),
+        "topics": [
+            *(f"system.{name}.{window}.{host.pk}" for name in ("host", *PARTS)),
+            *(f"attribution.{name}.{user.team.pk}.{window}.{host.pk}" for name in attribution.PARTS),
+        ],
     }
     return render(request, "monitor/detail.html", context)
 
