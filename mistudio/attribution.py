@@ -129,7 +129,9 @@ def percent(value: float) -> str:
 def processes(seen: Look, team: int) -> dict[str, Any]:
     """Those of the jobs that run there, and those on GPUs that are of none of them."""
     running = list(jobs_of(seen.host).filter(state=State.RUNNING)[:MOST_JOBS])
-    rows = [{"job": job, "own": job.team_id == team, "process": process} for job in running for process in now(job)]
+    rows: list[dict[str, Any]] = [
+        {"job": job, "own": job.team_id == team, "process": process} for job in running for process in now(job)
+    ]
     known = {row["process"]["pid"] for row in rows} | {job.pid for job in running}
     return {"look": seen, "rows": rows, "strangers": sorted(strangers(seen, known).items())}
 
