@@ -78,8 +78,10 @@ ready()
 
 def test_what_a_process_starts_counts_while_it_lives_and_after_it_ended():
     program = """
-work = "import time\\nwhile time.process_time() < 0.2: pass\\nprint(flush=True); input()"
-other = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+work = "import time\\nwhile time.process_time() < 0.15: pass\\nprint(flush=True); input()"
+start = lambda: subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+start().communicate(b"\\n")
+other = start()
 other.stdout.readline()
 ready()
 other.communicate(b"\\n")
@@ -88,13 +90,14 @@ ready()
     with running(program) as child:
         meter = measured(child)
         living = meter.figures["cpu"].total
-        assert len(meter.processes) == 2 and living >= child.said + 0.2 - 0.05, "in ticks of 10 ms each"
+        assert len(meter.processes) == 2, "one has ended"
+        assert living >= child.said + 0.3 - 0.05, "in ticks of 10 ms each"
         child.stdin.write("\n")
         child.stdin.flush()
         child.stdout.readline()
         meter.look(child.pid, last=True)
     assert len(meter.processes) == 1
-    assert living - 0.02 <= meter.figures["cpu"].total < living + 0.2
+    assert living <= meter.figures["cpu"].total < living + 0.2
 
 
 def test_pages_that_processes_share_count_once():
