@@ -1,3 +1,5 @@
+import contextlib
+
 import psutil
 import pytest
 
@@ -52,5 +54,10 @@ def test_all_gpus_of_the_driver_are_used(monkeypatch, tmp_path):
 def test_the_process_of_a_job_sees_it(two_gpus, sleepy):
     job, found = sleepy(steps=50, seconds=0.05), set()
     Job.objects.filter(pk=job.pk).update(queue="gpu")
-    run_here(job, on_look=lambda job: job.pid and found.add(seen(psutil.Process(job.pid).environ())))
+
+    def look(job):
+        with contextlib.suppress(psutil.Error):  # it may end in this moment
+            found.update([seen(psutil.Process(job.pid).environ())] if job.pid else [])
+
+    run_here(job, on_look=look)
     assert found == {"3"}
