@@ -116,6 +116,8 @@ class Job(Owned):
             models.Index(fields=["state", "queue"]),
             models.Index(fields=["queue", "started_at"]),
             models.Index(fields=["subject"]),
+            models.Index(fields=["finished_at"]),
+            models.Index(fields=["paused_at"]),
         ]
 
     def __str__(self) -> str:
