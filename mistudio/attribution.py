@@ -45,8 +45,9 @@ class Run:
     @property
     def words(self) -> str:
         word = "Back in the queue" if self.state == State.QUEUED else STATES[self.state][2]
-        end = f"{self.until:{CLOCK}}" if self.until else "now"
-        return f"{word}, {self.since:{CLOCK}} to {end}, {duration((self.until or timezone.now()) - self.since)}"
+        if self.until is None:
+            return f"{word} since {self.since:{CLOCK}}"
+        return f"{word}, {self.since:{CLOCK}} to {self.until:{CLOCK}}, {duration(self.until - self.since)}"
 
 
 def runs(host: Host, since: datetime) -> list[Run]:
