@@ -16,7 +16,7 @@ from jobs.gpus import GpuReading, Gpus
 EVERY = 2.0  # seconds between two looks
 TRIES = 3
 # Reading which pages processes share takes milliseconds per GiB: this share of a core, at most.
-READING_SHARE = 0.005
+READING_SHARE = 0.01
 MOST_PROCESSES = 20  # that are kept with the job
 NAMES = ("cpu", "memory", "read", "written", "gpu", "gpu_memory")
 
@@ -170,11 +170,10 @@ class Meter:
         self.figures[name].add(max(0.0, sum(values) - before), now - at)
 
     def weigh(self, living: list[int], gpu: GpuReading, elapsed: float) -> None:
-        began = time.monotonic()
-        if began >= self.memory_due:
+        if self.looked >= self.memory_due or len(living) == 1:
+            began = time.thread_time()
             self.memory = memory_of(living)
-            took = time.monotonic() - began
-            self.memory_due = began + (took / READING_SHARE if len(living) > 1 else 0.0)
+            self.memory_due = self.looked + (time.thread_time() - began) / READING_SHARE
         for name, memory in (("memory", self.memory), ("gpu_memory", gpu.memory)):
             if memory is not None:
                 self.figures[name].add(sum(memory.values()) * elapsed, elapsed)

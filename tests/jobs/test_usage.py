@@ -187,6 +187,27 @@ def test_no_figure_comes_from_a_process_that_is_gone():
     assert meter.kept() == {}
 
 
+def test_memory_that_takes_long_to_read_is_read_rarely_and_its_last_value_counts_on(monkeypatch):
+    reading = SimpleNamespace(n=0, took=0.0)
+
+    def slow(pids):
+        reading.n, reading.took = reading.n + 1, reading.took + 0.05
+        return dict.fromkeys(pids, reading.n * MIB)
+
+    monkeypatch.setattr(usage.time, "thread_time", lambda: reading.took)
+    meter = sequence(monkeypatch)
+    monkeypatch.setattr(usage, "memory_of", slow)
+    clock = iter(range(102, 200, 2))
+    monkeypatch.setattr(usage.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(usage, "read_group", lambda group: {1: counts(0), 2: counts(0)})
+    for _ in range(4):
+        meter.look(1)
+    assert (reading.n, meter.figures["memory"].total) == (2, (2 * 3 + 4) * 2 * MIB), "50 ms are 1 % of 5 s"
+    monkeypatch.setattr(usage, "read_group", lambda group: {1: counts(0)})
+    meter.look(1)
+    assert meter.figures["memory"].now == 3 * MIB, "of a lone process it takes no time"
+
+
 # ---- figures
 
 
