@@ -138,7 +138,7 @@ class Tail:
         names = await database_sync_to_async(self.reader.read)()
         now = time.monotonic()
         for name in names & self.watchers.keys():
-            self.due.setdefault(name, self.rendered.get(name, 0) + noun(name).interval)
+            self.due.setdefault(name, self.rendered.get(name, 0) + interval(name))
         ready = [name for name, at in self.due.items() if at <= now]
         if ready:
             self.take(ready, now)
@@ -149,7 +149,7 @@ class Tail:
             del self.due[name]
             self.rendered[name] = now
             if noun(name).ticks:
-                self.due[name] = now + noun(name).interval
+                self.due[name] = now + interval(name)
 
     async def send(self, fragments: dict[str, str | None]) -> None:
         changed = {}
@@ -168,6 +168,10 @@ class Tail:
 def noun(name: str) -> live.Topic:
     """Of "trainings.12"."""
     return live.topics()[name.partition(".")[0]]
+
+
+def interval(name: str) -> float:
+    return max(noun(name).interval, noun(name).pace(name.partition(".")[2]))
 
 
 TAILS: "WeakKeyDictionary[asyncio.AbstractEventLoop, Tail]" = WeakKeyDictionary()

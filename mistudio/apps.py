@@ -9,5 +9,8 @@ class MistudioConfig(AppConfig):
     def ready(self) -> None:
         from jobs.models import Job
         from mistudio.models.artifact import follow_job
+        from mistudio.views.shell import tell_of_alerts
+        from monitoring.alerts import changed
 
         post_save.connect(follow_job, sender=Job, dispatch_uid="artifact follows its job")
+        changed.connect(tell_of_alerts, dispatch_uid="headers say how many alerts are open")

@@ -146,10 +146,14 @@ class Look:
         return None if self.newest is None or self.late else self.newest.mean.get(name)
 
 
+def is_late(at: datetime, host: Host, now: datetime) -> bool:
+    return (now - at).total_seconds() > max(LATE, 3 * host.facts.get("seconds", 0))
+
+
 def look(host: Host, window: Window) -> Look:
     now, every = timezone.now(), host.facts.get("seconds", 0)
     newest = host.samples.filter(resolution=READING).order_by("-at").first()
-    late = newest is None or (now - newest.at).total_seconds() > max(LATE, 3 * every)
+    late = newest is None or is_late(newest.at, host, now)
     step = min(LONGEST, window.length.total_seconds() / STEPS)
     return Look(host, newest, late, past(host.pk, every, window, int(now.timestamp() // step)))
 

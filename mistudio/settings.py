@@ -230,6 +230,8 @@ Q_CLUSTER = {
 SUBJECT_URL = "mistudio.models.artifact.subject_url"
 # What workers call every few minutes, beside their own cleaning.
 SWEEPS = ["mistudio.models.upload.sweep"]
+# Rules for alerts, beside the monitor's own.
+MONITOR_RULES = ["mistudio.worker_alerts.RULES"]
 
 # Secrets of a job's owner for the environment of its process, for kinds that read from the hub.
 JOB_SECRETS = "mistudio.models.hub_token.secrets_of"
@@ -243,6 +245,8 @@ LIVE_TOPICS = {
     "shell": "mistudio.views.shell.topic",
     "system": "mistudio.views.monitor.topic",
     "attribution": "mistudio.views.attribution.topic",
+    "hosts": "mistudio.views.monitor.hosts_topic",
+    "alerts": "mistudio.views.alert.topic",
 }
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": (

@@ -4,6 +4,7 @@ from django.urls import include, path
 from mistudio.views import (
     account,
     activation_cache,
+    alert,
     dataset,
     document,
     evaluation,
@@ -96,6 +97,8 @@ urlpatterns = [
     path("templates/<int:pk>/favourite/", template.template_favourite, name="template_favourite"),
     path("templates/<int:pk>/delete/", template.template_delete, name="template_delete"),
     path("monitor/", monitor.monitor, name="monitor"),
+    path("monitor/pace/", monitor.monitor_pace, name="monitor_pace"),
+    path("monitor/alerts/<int:pk>/silence/", alert.alert_silence, name="alert_silence"),
     path("", include("jobs.urls")),
     path("admin/", admin.site.urls),
 ]

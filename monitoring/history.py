@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Max, Q
+from django.db.models import Max, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from monitoring.models import Host, Sample
@@ -120,6 +121,14 @@ def resolution_for(since: datetime, until: datetime, points: int, now: datetime)
     reaching = [one for one, kept in KEPT.items() if now - since <= timedelta(seconds=kept)] or [max(KEPT)]
     enough = [one for one in reaching if one * points <= (until - since).total_seconds()]
     return max(enough, default=min(reaching))
+
+
+def newest() -> dict[int, Sample]:
+    """Of each host its last reading, or what is left of it; none of a host without. In one query."""
+    of_host = Sample.objects.filter(host=OuterRef("pk"))
+    last = {f"of_{one}": Subquery(of_host.filter(resolution=one).order_by("-at").values("pk")[:1]) for one in KEPT}
+    found = Host.objects.annotate(newest=Coalesce(*last.values())).values("newest")
+    return {sample.host_id: sample for sample in Sample.objects.filter(pk__in=found).select_related("host")}
 
 
 def history(host: Host, since: datetime, until: datetime, points: int = 300) -> list[Interval]:

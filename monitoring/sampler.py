@@ -16,10 +16,12 @@ from typing import IO
 
 from django.db import connection
 
+from monitoring.alerts import Watch, look_around, tidy_alerts
 from monitoring.history import COARSER, moment, record, roll_up, tidy
 from monitoring.models import Host
 from monitoring.probe import Probe
 from monitoring.reading import Values
+from monitoring.rules import rules
 
 LOOK = 2.0  # seconds between two looks at the lock
 TIDY = 60  # seconds
@@ -36,6 +38,7 @@ class Sampler:
         self.probe = Probe(folder)
         self.host: Host | None = None
         self.unwritten: deque[tuple[datetime, Values]] = deque(maxlen=MOST_UNWRITTEN)
+        self.watch = Watch()
         self.rolled = self.tidied = 0.0  # the intervals in which it was done last
         self.trouble = ""
 
@@ -78,15 +81,20 @@ class Sampler:
         return True
 
     def sample(self, now: float) -> None:
-        self.unwritten.append((moment(round(now)), self.probe.read().values))
+        values = self.probe.read().values
+        self.unwritten.append((moment(round(now)), values))
         host = self.known_host()
         record(host, self.unwritten)
         self.unwritten.clear()
+        held = rules()
+        self.watch.see(self.name, values, held, moment(now))
         if self.rolled != now // COARSER[0]:
             roll_up(host, moment(now))
+            look_around(held, moment(now))
             self.rolled = now // COARSER[0]
         if self.tidied != now // TIDY:
             tidy(moment(now))
+            tidy_alerts(moment(now))
             self.tidied = now // TIDY
 
     def known_host(self) -> Host:

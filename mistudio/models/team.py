@@ -20,6 +20,14 @@ class Team(models.Model):
 class User(AbstractUser):
     """A person. Everyone is a member of at least one team; pages show the first."""
 
+    PACES = (1, 2, 5, 10)
+
+    monitor_seconds = models.PositiveSmallIntegerField(
+        "monitor",
+        default=2,
+        choices=[(pace, f"every {pace} s") for pace in PACES],
+        help_text="How often it is updated.",
+    )
     teams: models.ManyToManyField = models.ManyToManyField(Team, through="Membership", related_name="members")
 
     @property

@@ -199,6 +199,16 @@ def clock(value: Any) -> SafeString:
     return time_tag(value, f"{here:%H:%M}" if today else f"{here.day} {here:%b %H:%M}")
 
 
+@register.filter
+def moment(value: Any) -> SafeString:
+    """<time>: 09:11:05 today, 19 Nov 17:05:00 on another day."""
+    if not isinstance(value, datetime):
+        return mark_safe(NONE)
+    here = timezone.localtime(value)
+    today = here.date() == timezone.localtime().date()
+    return time_tag(value, f"{here:%H:%M:%S}" if today else f"{here.day} {here:%b %H:%M:%S}")
+
+
 def time_tag(value: datetime, text: str) -> SafeString:
     here = timezone.localtime(value)
     return format_html(

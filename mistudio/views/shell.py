@@ -1,16 +1,16 @@
 from typing import Any
 
-from django.db.models import Count, Subquery
+from django.db.models import Count, Exists, F, Func, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponseRedirect
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from jobs.live import Topic, own_team
-from jobs.models import Job, JobEvent, QueuePause, State
-from jobs.queue import worker_alive
+from jobs.live import Topic, own_team, publish
+from jobs.models import Job, JobEvent, QueuePause, State, Worker
 from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
+from monitoring.models import Alert
 
 THEMES = ("system", "light", "dark")
 COUNTED = (LanguageModel, Dataset, Tokenization, ActivationCache, Training, Template, Sae)  # in the navigation
@@ -31,24 +31,31 @@ def shell(request: HttpRequest) -> dict[str, Any]:
 def under_way(team: int) -> dict[str, Any]:
     states = Job.objects.of_team(team).filter(state__in=State.unfinished()).order_by().values_list("state")
     counted = dict(states.annotate(n=Count("pk")))
-    last = JobEvent.objects.filter(job__team=team).values_list("pk", flat=True).last() or 0
+    events = JobEvent.objects.filter(job__team=team).order_by("-pk").values("pk")
+    rest = Exists(Worker.objects.alive()), n_of(Alert.objects.loud()), Subquery(events[:1])
+    worker_alive, alerts, last_event = Team.objects.values_list(*rest).get(pk=team)
     paused = list(QueuePause.objects.order_by("queue"))
     return {
         "running_jobs": counted.get(State.RUNNING, 0),
         "queued_jobs": counted.get(State.QUEUED, 0),
-        "worker_alive": worker_alive(),
+        "worker_alive": worker_alive,
+        "open_alerts": alerts,
         # The numbers stay the same when one job ends as another begins, or when a short one comes and goes.
-        "last_event": ".".join(str(pk) for pk in (last, *(pause.pk for pause in paused))),
+        "last_event": ".".join(str(pk) for pk in (last_event or 0, *(pause.pk for pause in paused))),
         "paused_queues": paused,
     }
 
 
+def n_of(rows: QuerySet) -> Subquery:
+    """How many, as a part of another query."""
+    return Subquery(rows.order_by().annotate(n=Func(F("pk"), function="COUNT")).values("n"))
+
+
 def counts(team: Team, *models: Any) -> dict[Any, int]:
     """How many rows of each model the team has; one query for all of them."""
-    rows = (model.objects.of_team(team).order_by().values("team").values(n=Count("pk")) for model in models)
-    columns: list[Any] = [Subquery(row) for row in rows]
+    columns: list[Any] = [n_of(model.objects.of_team(team)) for model in models]
     found = Team.objects.filter(pk=team.pk).values_list(*columns).get()
-    return {model: n or 0 for model, n in zip(models, found, strict=True)}
+    return dict(zip(models, found, strict=True))
 
 
 def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -90,6 +97,11 @@ def live(key: str) -> str:
 
 
 topic = Topic(visible=own_team, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
+
+
+def tell_of_alerts(**kwargs: Any) -> None:
+    """They are of the machines: every header shows them."""
+    publish(*[f"shell.{team}" for team in Team.objects.values_list("pk", flat=True)])
 
 
 @require_POST

@@ -46,7 +46,9 @@ def key(name, training, job):
     """Of the topic as the page writes it: jobs.<id>, home.<team>"""
     if name in ("system", "attribution"):
         host = Host.objects.get_or_create(name="here")[0]
-        return f"cpu.1h.{host.pk}" if name == "system" else f"lanes.{job.team_id}.1h.{host.pk}"
+        return f"cpu.1h.{host.pk}.2" if name == "system" else f"lanes.{job.team_id}.1h.{host.pk}"
+    if name in ("hosts", "alerts"):
+        return {"hosts": "2", "alerts": "member.2"}[name]
     kind = TOPICS[name][0].strip("`").partition(".")[2]
     return str({"<team>": job.team_id, "<id>": {"jobs": job.pk, "trainings": training.pk}.get(name)}[kind])
 
