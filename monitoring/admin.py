@@ -11,6 +11,10 @@ from monitoring.rules import known
 class ThresholdForm(forms.ModelForm):
     rule = forms.ChoiceField(choices=lambda: [(rule.name, f"{rule.label}, {rule.unit}") for rule in known().values()])
 
+    class Meta:
+        model = Threshold
+        fields = ("rule", "on", "limit", "recovers", "seconds")
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
         rule = known().get(data.get("rule", ""))
@@ -27,7 +31,6 @@ class ThresholdForm(forms.ModelForm):
 class ThresholdAdmin(admin.ModelAdmin):
     form = ThresholdForm
     list_display = ("rule", "on", "limit", "recovers", "seconds")
-    fields = ("rule", "on", "limit", "recovers", "seconds")
 
 
 @admin.register(Alert)

@@ -105,6 +105,6 @@ def end(alert: Alert, now: datetime, gone: bool = False) -> None:
 
 
 def tidy_alerts(now: datetime) -> None:
-    ended = Alert.objects.filter(recovered_at__lt=now)
+    ended = Alert.objects.exclude(recovered_at=None)
     newest = list(ended.order_by("-recovered_at").values_list("pk", flat=True)[:MOST])
     ended.filter(Q(recovered_at__lt=now - KEPT) | ~Q(pk__in=newest)).delete()

@@ -13,7 +13,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from jobs.live import Topic
-from mistudio.formats import duration, significant
+from mistudio.formats import duration
 from mistudio.models import User
 from monitoring.alerts import Rules, changed, look_around
 from monitoring.models import Alert
@@ -25,7 +25,7 @@ ROLES = {"staff": True, "member": False}  # of who looks → may they silence?
 
 
 def said(rule: Rule, value: float) -> str:
-    return duration(value) if rule.unit == "s" else f"{significant(value)} {rule.unit}"
+    return duration(value) if rule.unit == "s" else f"{value:g} {rule.unit}"
 
 
 def shown(alert: Alert, everything: Rules) -> dict[str, Any]:
