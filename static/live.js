@@ -10,10 +10,11 @@
   let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0, again = 0;
 
   function show(state, why) {
-    all("[data-link]").forEach((part) => {
+    all("body [data-link]").forEach((part) => {
       part.hidden = part.dataset.link !== state;
       if (why && part.dataset.link === state) part.title = why;
     });
+    $("[data-since]")?.replaceChildren(`since ${new Date(answered).toISOString().slice(11, 19)}`);   // UTC, as all times of the site
     document.documentElement.dataset.link = state;
   }
 
@@ -79,7 +80,7 @@
       answered = Date.now();
       show("polling");
     } catch {
-      if (Date.now() - answered > STALE) show("stale", `No answer since ${new Date(answered).toLocaleTimeString()}`);
+      if (Date.now() - answered > STALE) show("stale");
     } finally {
       asking = false;
     }

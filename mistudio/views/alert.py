@@ -43,8 +43,9 @@ def alerts(may_silence: bool, held: Rules) -> dict[str, Any]:
     ended = F("recovered_at").desc(nulls_first=True)
     found = Alert.objects.select_related("silenced_by").order_by(ended, "-since")[:MOST]
     rows = [shown(alert, everything) for alert in found]
+    still = [row for row in rows if row["alert"].recovered_at is None]
     return {
-        "open": [row for row in rows if row["alert"].recovered_at is None],
+        "open": sorted(still, key=lambda row: row["alert"].silenced_until is not None),
         "over": [row for row in rows if row["alert"].recovered_at],
         "silences": SILENCES if may_silence else (),
     }

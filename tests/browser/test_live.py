@@ -159,7 +159,9 @@ def test_what_was_typed_survives_the_news(page, sleepy):
 
 def test_without_a_socket_the_page_asks(page, sleepy):
     page.route_web_socket("**/live/**", lambda socket: socket.close(code=1008))
+    page.clock.install()
     page.goto(sleepy("by asking"))
+    page.clock.fast_forward(4100)  # it hopes for a socket so long
     link(page, "Polling")
     before = percent(page)
     wait_for_progress(page)

@@ -46,7 +46,7 @@ def test_the_monitor_says_what_is_wrong_since_when_how_bad_and_what_was(alice, c
     assert re.search(said, text)
     assert "down to 8.2 GB; alert below 10 GB" in text
     assert re.search(r"Recovered 13 min ago : Memory in use on lab-01 , lasted 3 min 00 s, peak 97.2 %", text)
-    assert "No alert" not in text and "Silence for" not in text, "that is for staff"
+    assert "No alerts" not in text and "Silence for" not in text, "that is for staff"
 
 
 def test_without_one_the_monitor_says_so_and_what_would_raise_one(alice, client_of):
@@ -54,7 +54,7 @@ def test_without_one_the_monitor_says_so_and_what_would_raise_one(alice, client_
     Threshold.objects.create(rule="gpu-temperature", limit=70, recovers=65, seconds=4)
     Threshold.objects.create(rule="memory", limit=95, recovers=90, on=False)
     text = text_of(client_of(alice).get("/monitor/"))
-    assert "No alert" in text
+    assert "No alerts" in text
     assert "GPU temperature above 70 °C for 4.0 s at or below 65 °C for 4.0 s" in text
     assert "Memory in use never: turned off" in text
     assert "Free space for data below 10 GB for 10 s at or above 12 GB for 10 s" in text
