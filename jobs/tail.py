@@ -65,7 +65,7 @@ class Tail:
             self.watchers.setdefault(topic, set()).add(page)
             self.shown.pop(topic, None)  # this page was not sent it
             if noun(topic).ticks:  # what is true now the page is shown by itself
-                self.due.setdefault(topic, time.monotonic() + noun(topic).interval)
+                self.due.setdefault(topic, time.monotonic() + interval(topic))
                 self.bell.set()  # to wait no longer than for this
         async with self.lock:
             if not self.tasks:

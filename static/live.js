@@ -10,12 +10,11 @@
   let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0, again = 0;
 
   function show(state, why) {
-    all("body [data-link]").forEach((part) => {
+    all("[data-link]").forEach((part) => {
       part.hidden = part.dataset.link !== state;
       if (why && part.dataset.link === state) part.title = why;
     });
     $("[data-since]")?.replaceChildren(`since ${new Date(answered).toISOString().slice(11, 19)}`);   // UTC, as all times of the site
-    document.documentElement.dataset.link = state;
   }
 
   const FOCUSABLE = "a[href], button, summary, input, select, textarea, [tabindex]";
@@ -50,8 +49,7 @@
   }
 
   function swap(html) {
-    const holder = Object.assign(document.createElement("template"), { innerHTML: html });
-    [...holder.content.children].forEach(place);
+    [...Object.assign(document.createElement("template"), { innerHTML: html }).content.children].forEach(place);
   }
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old

@@ -52,7 +52,7 @@ def test_the_indicator_tells_the_way_of_the_readings_or_since_when_there_are_non
 
     def carry(socket):
         sockets.append(socket)
-        socket.close(code=1008) if cut else socket.connect_to_server()
+        socket.close(code=1012) if cut else socket.connect_to_server()
 
     cut = False
     page.route_web_socket("**/live/**", carry)

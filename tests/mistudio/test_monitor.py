@@ -8,11 +8,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from jobs import live
+from jobs.tail import interval
 from mistudio import monitored
 from mistudio.models import Membership
 from monitoring.history import record, roll_up, tidy
 from monitoring.models import Host
 from monitoring.reading import KEPT
+from tests.mistudio.test_pages import queries
 
 pytestmark = pytest.mark.django_db
 GIB = 2**30
@@ -160,6 +162,71 @@ def test_the_page_asks_as_much_for_a_week_of_readings_as_for_a_minute(alice, cli
             for n in range(1, 200)
         )
     assert queries(f"/monitor/?host={few}&window=7d") == queries(f"/monitor/?host={many}&window=7d") <= 22
+
+
+# ---- several hosts
+
+
+def test_several_hosts_stand_beside_each_other_and_lead_to_their_charts(alice, client_of):
+    host("lab-01", gpus=2, **{"gpu.1.utilization": 0})
+    host("lab-02", ago=300)
+    client = client_of(alice)
+    text = text_of(client.get("/monitor/"))
+    table = r"lab-01 37.5 % 18.8 % of 64.0 GiB 75.0 % 100.0 GiB free 1 of 2 0 \d\d:\d\d:\d\d"
+    silent = r"lab-02 – – – – 1 Stale [\w :]+ 5 min ago"
+    assert re.search(f"{table} {silent}", text) and "2 hosts" in text
+    assert '<a class="mono" href="?host=lab-02">' in client.get("/monitor/").content.decode()
+    page = client.get("/monitor/?host=lab-02")
+    assert '<a href="/monitor/">Monitor</a>' in page.content.decode() and "Processor" in text_of(page)
+
+
+def test_the_page_of_the_hosts_asks_as_much_for_ten_as_for_two(alice, client_of):
+    client = client_of(alice)
+    host("one", readings=3)
+    host("two", readings=3)
+    few = queries(client, "/monitor/")
+    for n in range(8):
+        host(f"more-{n}", readings=3)
+    assert queries(client, "/monitor/") == few <= 22
+
+
+def test_the_table_of_the_hosts_is_pushed_as_the_page_shows_it(alice, client_of):
+    host("one")
+    host("two", gpus=1)
+    page = client_of(alice).get("/monitor/").content.decode()
+    for name in ("hosts.2", "alerts.member.2"):
+        assert f"&amp;t={name}" in page and live.render(name).strip() in page
+
+
+# ---- the pace of a person
+
+
+def test_each_person_keeps_a_pace_of_their_own(alice, bob, client_of):
+    made = host()
+    client = client_of(alice)
+    page = "http://testserver/monitor/?window=6h"
+    assert client.post("/monitor/pace/", {"seconds": "10"}, headers={"referer": page})["Location"] == page
+    html = client_of(alice).get("/monitor/").content.decode()
+    assert f"system.cpu.1h.{made.pk}.10" in html and "alerts.member.10" in html
+    assert 'value="10" aria-pressed="true"' in html
+    assert f"system.cpu.1h.{made.pk}.2" in client_of(bob).get("/monitor/").content.decode()
+
+
+def test_a_pace_that_is_not_offered_changes_nothing(alice, client_of):
+    client = client_of(alice)
+    host()
+    for seconds in ("0", "3", "", "1e1", "-2"):
+        assert "give one of 1, 2, 5, 10" in text_of(client.post("/monitor/pace/", {"seconds": seconds}, follow=True))
+    assert type(alice).objects.get(pk=alice.pk).monitor_seconds == 2
+    assert client.get("/monitor/pace/").status_code == 405
+
+
+def test_a_topic_is_rendered_at_the_pace_in_its_name_but_no_oftener_than_there_are_readings(settings):
+    settings.MONITOR_SECONDS = 2
+    asked = ("system.cpu.1h.3.10", "system.cpu.1h.3.1", "hosts.5", "alerts.staff.1", "shell.1")
+    assert [interval(name) for name in asked] == [10, 2, 5, 2, 1]
+    settings.MONITOR_SECONDS = 60
+    assert interval("system.host.7d.3.5") == 60
 
 
 # ---- live

@@ -14,6 +14,7 @@ from monitoring.models import Alert, Host, Threshold
 from monitoring.reading import DAY
 from monitoring.rules import RULES, known, rules
 from monitoring.sampler import Sampler
+from tests.conftest import ROOT
 from tests.monitoring.fake_nvml import FakeGpu, FakeNvml
 
 pytestmark = pytest.mark.django_db
@@ -236,6 +237,15 @@ def test_thresholds_that_contradict_themselves_are_refused():
     assert "at or above the limit" in str(wrong(rule="disk", limit=50, recovers=40)["recovers"])
     assert "give 0" in str(wrong(rule="host-silent", recovers=10)["seconds"])
     assert "rule" in wrong(rule="nose")
+
+
+def test_the_page_on_monitoring_names_each_rule_with_its_thresholds():
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    found = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    for rule in known().values():
+        word, time = "below" if rule.falls else "above", f"{rule.seconds} s" if rule.seconds else "–"
+        assert [rule.name, word, f"{rule.limit:g}", f"{rule.recovers:g}", rule.unit, time] in found
+    assert f"{MOST} alerts at most" in page
 
 
 def test_the_defaults_keep_to_the_same_and_have_names_of_their_own():
