@@ -58,7 +58,7 @@ def test_without_one_the_monitor_says_so_and_what_would_raise_one(alice, client_
     assert "GPU temperature above 70 °C for 4.0 s at or below 65 °C for 4.0 s" in text
     assert "Memory in use never: turned off" in text
     assert "Free space for data below 10 GB for 10 s at or above 12 GB for 10 s" in text
-    assert "No heartbeat of a worker for 1 min 00 s at once" in text
+    assert "No heartbeat of a worker for 1 min 00 s as soon as it is over" in text
 
 
 def test_names_in_alerts_are_escaped(alice, client_of):
