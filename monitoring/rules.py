@@ -61,7 +61,7 @@ def memory(values: Values) -> dict[str, float]:
 
 def disk(values: Values) -> dict[str, float]:
     return {
-        name.removeprefix("disk.").removesuffix(".free"): round(value / 1e9, 1)
+        name.removeprefix("disk.").removesuffix(".free")[:200]: round(value / 1e9, 1)
         for name, value in values.items()
         if name.startswith("disk./") and name.endswith(".free")
     }

@@ -4,7 +4,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.loader import render_to_string
@@ -16,7 +16,7 @@ from jobs.live import Topic
 from mistudio.formats import duration
 from mistudio.models import User
 from monitoring.alerts import Rules, changed, look_around
-from monitoring.models import Alert
+from monitoring.models import Alert, Host
 from monitoring.rules import Rule, known, rules
 
 SILENCES = (1, 24)  # hours
@@ -41,8 +41,9 @@ def alerts(may_silence: bool, held: Rules) -> dict[str, Any]:
     look_around(held, timezone.now())
     everything = known() | held
     ended = F("recovered_at").desc(nulls_first=True)
-    found = Alert.objects.select_related("silenced_by").order_by(ended, "-since")[:MOST]
-    rows = [shown(alert, everything) for alert in found]
+    monitored = Exists(Host.objects.filter(name=OuterRef("host")))  # it has charts to look at
+    found = Alert.objects.select_related("silenced_by").annotate(monitored=monitored).order_by(ended, "-since")
+    rows = [shown(alert, everything) for alert in found[:MOST]]
     still = [row for row in rows if row["alert"].recovered_at is None]
     return {
         "open": sorted(still, key=lambda row: row["alert"].silenced_until is not None),

@@ -61,6 +61,14 @@ def test_without_one_the_monitor_says_so_and_what_would_raise_one(alice, client_
     assert "No heartbeat of a worker for 1 min 00 s as soon as it is over" in text
 
 
+def test_an_alert_leads_to_the_charts_of_its_host_where_there_are_any(alice, client_of):
+    host("lab-01")
+    alert()
+    alert("worker-silent", on="only workers", thing="worker 1 of queue cpu")
+    html = client_of(alice).get("/monitor/").content.decode()
+    assert 'href="/monitor/?host=lab-01"' in html and "only workers" in html and "?host=only" not in html
+
+
 def test_names_in_alerts_are_escaped(alice, client_of):
     host()
     alert(on="<script>alert(1)</script>", thing="<script>alert(2)</script>")
@@ -138,6 +146,25 @@ def test_only_staff_watches_the_fragment_with_the_buttons(alice, staff):
     assert not live.allowed(AnonymousUser(), ["alerts.member.5"]) and not live.allowed(AnonymousUser(), ["hosts.5"])
     for bad in ("alerts.staff.5", "alerts.member.3", "alerts.member", "alerts", "alerts.nose.5", "hosts.3", "hosts"):
         assert not live.allowed(alice, [bad]), bad
+
+
+# ---- administration
+
+
+def test_an_administrator_sets_thresholds_and_forgets_a_host(client):
+    client.force_login(User.objects.create_superuser("root"))
+    form = {"rule": "disk", "on": "on", "limit": "500", "recovers": "510", "seconds": "0"}
+    client.post(reverse("admin:monitoring_threshold_add"), form)
+    assert (rules()["disk"].limit, rules()["disk"].seconds) == (500, 0)
+    made = host("<b>gone</b>", ago=300)
+    look_around(rules(), timezone.now())
+    for page in ("threshold", "alert", "host"):
+        assert "<b>gone" not in client.get(reverse(f"admin:monitoring_{page}_changelist")).content.decode()
+    delete = reverse("admin:monitoring_host_delete", args=[made.pk])
+    n = made.samples.count()
+    assert f"Readings: {n}" in re.sub(r"\s+", " ", client.get(delete).content.decode()) and n > 60
+    client.post(delete, {"post": "yes"})
+    assert not type(made).objects.exists()
 
 
 # ---- workers

@@ -122,11 +122,14 @@ def test_views_reach_rows_through_a_team_only(path):
         ("home.py", "filter"),  # features through sae__team; a topic's key that visible() checked
         ("training.py", "select_related"),  # live(): reached only by pages that visible() let in
         ("shell.py", "filter"),  # the last event of the jobs of the team that asks
-        ("shell.py", "order_by"),  # pauses of queues, which belong to the installation
+        # workers, alerts and pauses of queues belong to the installation
+        *(("shell.py", name) for name in ("alive", "loud", "values_list", "order_by")),
         ("account.py", "get"),  # a signed link, before anyone is signed in
         ("monitor.py", "order_by"),  # hosts belong to the installation
         ("monitor.py", "filter"),
         ("attribution.py", "filter"),
+        ("alert.py", "select_related"),  # alerts too
+        ("alert.py", "filter"),
         ("feature.py", "get"),  # the row that was just found within the team
     }
     for node in ast.walk(ast.parse(path.read_text())):
