@@ -40,7 +40,7 @@ def test_the_points_of_a_chart_increase(monitor):
     monitor.goto("/monitor/")
     link(monitor, "Live")
     before = points(monitor)
-    for _ in range(60):  # a figure of one hour is drawn anew every 10 s
+    for _ in range(240):  # a figure of one hour is drawn anew every 10 s, and five readings may become one mean
         if points(monitor) > before:
             return
         monitor.wait_for_timeout(250)

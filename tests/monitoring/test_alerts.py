@@ -84,8 +84,10 @@ def test_it_does_not_flap_around_the_limit():
     assert not Alert.objects.exists()
     for second in range(100, 140, 2):
         see(second, 86)
-    for second in range(140, 300, 2):
-        see(second, 86 if second % 4 else 82)  # below the limit, and not yet recovered
+    for second in range(140, 200, 2):
+        see(second, 82)  # below the limit, and not yet recovered
+    for second in range(200, 260, 2):
+        see(second, 79 if second % 20 else 81)  # recovered, but not for 30 s
     assert Alert.objects.count() == 1 and alert().recovered_at is None
 
 
