@@ -14,7 +14,7 @@
       part.hidden = part.dataset.link !== state;
       if (why && part.dataset.link === state) part.title = why;
     });
-    $("[data-since]")?.replaceChildren(`since ${new Date(answered).toISOString().slice(11, 19)}`);   // UTC, as all times of the site
+    $("[data-since]")?.replaceChildren(new Date(answered).toISOString().slice(11, 19));   // UTC, as all times of the site
   }
 
   const FOCUSABLE = "a[href], button, summary, input, select, textarea, [tabindex]";
