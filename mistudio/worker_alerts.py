@@ -35,5 +35,5 @@ def age(at: datetime, now: datetime) -> float:
 
 RULES = (
     Rule("no-worker", "Jobs wait without a worker", "s", 60, 20, silence=waiting_without_worker),
-    Rule("worker-silent", "No heartbeat of a worker", "s", 60, 20, silence=silent_workers),
+    Rule("worker-silent", "No heartbeat", "s", 60, 20, silence=silent_workers),
 )

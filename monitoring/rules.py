@@ -82,7 +82,7 @@ RULES = (
     Rule("gpu-memory", "GPU memory in use", "%", 98, 95, 60, of_reading=gpu_memory),
     Rule("memory", "Memory in use", "%", 95, 90, 30, of_reading=memory),
     Rule("disk", "Free space for data", "GB", 10, 12, 10, falls=True, of_reading=disk),
-    Rule("host-silent", "No reading of the host", "s", 30, 10, silence=silent_hosts),
+    Rule("host-silent", "No reading", "s", 30, 10, silence=silent_hosts),
 )
 
 

@@ -58,7 +58,15 @@ def test_without_one_the_monitor_says_so_and_what_would_raise_one(alice, client_
     assert "GPU temperature above 70 °C for 4.0 s at or below 65 °C for 4.0 s" in text
     assert "Memory in use never: turned off" in text
     assert "Free space for data below 10 GB for 10 s at or above 12 GB for 10 s" in text
-    assert "No heartbeat of a worker for 1 min 00 s as soon as it is over" in text
+    assert "No heartbeat for 1 min 00 s as soon as it is over" in text
+
+
+def test_of_many_that_are_over_the_newest_are_shown_and_the_others_folded(alice, client_of):
+    host()
+    for ago in range(10, 60, 10):
+        alert(thing=f"GPU {ago}", ago=100, over=ago)
+    shown, _, folded = client_of(alice).get("/monitor/").content.decode().partition("<summary>2 more</summary>")
+    assert all(f"GPU {ago}<" in shown for ago in (10, 20, 30)) and all(f"GPU {ago}<" in folded for ago in (40, 50))
 
 
 def test_an_alert_leads_to_the_charts_of_its_host_where_there_are_any(alice, client_of):
