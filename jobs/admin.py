@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 
 from jobs.errors import InvalidInput
-from jobs.models import Job, JobEvent, LiveEvent, Metric, Progress, QueuePause, Worker
+from jobs.models import Job, JobEvent, LiveEvent, Metric, Progress, QueuePause, Schedule, Worker
 from jobs.queue import request_cancel, retry
 
 
@@ -113,6 +113,13 @@ class QueuePauseAdmin(Written):
     list_display = ("queue", "at", "by", "reason")
     list_select_related = ("by",)
     search_fields = ("reason",)
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(Written):
+    list_display = ("task", "said", "enabled", "next_at")
+    list_filter = ("every", "enabled")
+    search_fields = ("task",)
 
 
 @admin.register(LiveEvent)

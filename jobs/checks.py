@@ -68,6 +68,21 @@ def missing_pieces(kind: ModuleType) -> Iterator[str]:
 
 
 @register()
+def check_upkeep(**kwargs: Any) -> list[CheckMessage]:
+    from jobs.upkeep.task import Task, find  # late: tasks import models
+
+    found: list[CheckMessage] = []
+    for name in settings.UPKEEP:
+        try:
+            wrong = "" if isinstance(find(name), Task) else "it is no jobs.upkeep.task.Task"
+        except ImportError as error:
+            wrong = str(error)
+        if wrong:
+            found.append(Error(f"UPKEEP[{name!r}]: {wrong}.", id="jobs.E004"))
+    return found
+
+
+@register()
 def check_queues(**kwargs: Any) -> list[CheckMessage]:
     """django-q2 must never hand out a message again while its job runs."""
     config = settings.Q_CLUSTER

@@ -18,7 +18,7 @@ class Strays:
     @property
     def bytes(self) -> int:
         """On the disk, whatever can be read of them."""
-        return sum(size_of(path) for folder in self.folders for path in folder.rglob("*"))
+        return sum(bytes_of(folder) for folder in self.folders)
 
     @property
     def shown(self) -> str:
@@ -31,6 +31,10 @@ def strays(room: Path, keys: set[int]) -> Strays:
     old = time.time() - YOUNG
     folders = [path for path in room.glob("*") if path.name.isdecimal() and int(path.name) not in keys]
     return Strays(sorted(path for path in folders if path.is_dir() and path.stat().st_mtime < old))
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(size_of(path) for path in folder.rglob("*"))
 
 
 def size_of(path: Path) -> int:

@@ -57,6 +57,11 @@ def own_team(user: Any, key: str) -> bool:
     return user.team is not None and key == str(user.team.pk)
 
 
+def team_of(job: "Job") -> str | None:
+    """`of_job` of these; the site's own jobs are shown to no team."""
+    return str(job.team_id) if job.team_id else None
+
+
 def find(name: str) -> tuple[Topic, str] | None:
     """The topic and the key of "trainings.12"; None for a name that is no topic."""
     noun, _, key = name.partition(".")

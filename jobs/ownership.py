@@ -6,8 +6,9 @@ from django.db import models
 
 class OwnedQuerySet(models.QuerySet):
     def of_team(self, team: Any) -> Self:
-        """The only way a page or a command may reach rows: a foreign object does not exist for the reader."""
-        return self.filter(team=team)
+        """The only way a page or a command may reach rows: a foreign object does not exist for the reader, and of no
+        team is nothing."""
+        return self.none() if team is None else self.filter(team=team)
 
 
 OwnedManager = models.Manager.from_queryset(OwnedQuerySet)

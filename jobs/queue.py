@@ -139,7 +139,8 @@ def resume_queue(queue: str) -> bool:
         for job in unfinished.filter(state=State.PAUSED, events__at__gte=pause.at, events__detail__queue=queue):
             resume(job)
         pause.delete()
-        send_missing(queue, unfinished.filter(state=State.QUEUED).count())
+        for _ in range(missing(queue, unfinished.filter(state=State.QUEUED).count())):
+            nudge(queue)
         publish_job(*unfinished)
     return True
 
@@ -179,12 +180,9 @@ def is_nudge(message: Any) -> bool:
     return message.task.get("args") == (message.key,)
 
 
-def send_missing(queue: str, waiting: int) -> int:
-    """As many messages as jobs that wait, and how many had to be sent. One too many does no harm."""
-    missing = max(0, waiting - nudges(queue))
-    for _ in range(missing):
-        nudge(queue)
-    return missing
+def missing(queue: str, waiting: int) -> int:
+    """How many messages there should be more: one for each job that waits."""
+    return max(0, waiting - nudges(queue))
 
 
 def drop_old_messages(queue: str) -> None:

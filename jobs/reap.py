@@ -16,7 +16,7 @@ from jobs import processes
 from jobs.endings import Ending, judge, settle
 from jobs.models import Job, LiveEvent, QueuePause, State, Worker
 from jobs.outcome import read_outcome
-from jobs.queue import send_missing
+from jobs.queue import missing, nudge
 from jobs.supervise import STALE
 
 SILENT = timedelta(seconds=5)  # a message needs a moment to arrive
@@ -73,12 +73,20 @@ def kill_remains(job: Job) -> None:
 
 
 def resend() -> dict[str, int]:
-    """Send the messages that are missing for what waits: queue → how many. A queue that is paused gets them when it is
-    resumed."""
+    """Send the messages that are missing. One too many does no harm."""
+    sent = unsent()
+    for queue, n in sent.items():
+        for _ in range(n):
+            nudge(queue)
+    return sent
+
+
+def unsent() -> dict[str, int]:
+    """Queue → how many messages are missing for what waits. A queue that is paused gets them when it is resumed."""
     waiting = Job.objects.filter(state=State.QUEUED, queued_at__lte=timezone.now() - SILENT).order_by()
     counts: Any = waiting.exclude(queue__in=QueuePause.objects.values("queue")).values_list("queue")
-    sent = {queue: send_missing(queue, n) for queue, n in counts.annotate(n=Count("pk"))}
-    return {queue: n for queue, n in sent.items() if n}
+    found = {queue: missing(queue, n) for queue, n in counts.annotate(n=Count("pk"))}
+    return {queue: n for queue, n in found.items() if n}
 
 
 def forget() -> None:

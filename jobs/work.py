@@ -18,6 +18,7 @@ from jobs.devices import devices
 from jobs.models import Job, QueuePause, State, Worker
 from jobs.queue import drop_old_messages, start_cluster
 from jobs.reap import forget, reap, resend
+from jobs.upkeep.schedules import start_due
 
 TICK, ROUND, PRUNE = 0.2, 5.0, 60.0  # seconds
 PICK_UP = 10.0  # a queued job with a free slot should start within this
@@ -62,8 +63,11 @@ class WorkerProcess:
             self.awake_since = now
         self.rounded = now
         self.beat()
-        reap(trust_heartbeats=now - self.awake_since > supervise.STALE)
+        settled = now - self.awake_since > supervise.STALE
+        reap(trust_heartbeats=settled)
         resend()
+        if settled:
+            start_due()
         if self.hangs():
             self.free_cluster()
         if now - self.pruned > PRUNE:

@@ -118,6 +118,7 @@ DOWNLOAD_RATE = env_rate("MISTUDIO_DOWNLOAD_RATE")  # bytes/s from the hub; None
 REDIS_URL = os.environ.get("REDIS_URL", "")
 LOG_FORMAT = env_choice("MISTUDIO_LOG_FORMAT", "line", "json")
 METRICS_TOKEN = env_token("MISTUDIO_METRICS_TOKEN")  # who sends it may read /metrics; "": nobody
+BACKUPS = Path(os.environ.get("MISTUDIO_BACKUPS") or MISTUDIO_DATA / "backups").expanduser().resolve()
 UPLOAD_LIMIT = env_int("MISTUDIO_UPLOAD_LIMIT", 64, 1, 100_000) * 2**30  # bytes of a file
 UPLOAD_QUOTA = env_int("MISTUDIO_UPLOAD_QUOTA", 128, 1, 1_000_000) * 2**30  # bytes of a team, until they are datasets
 
@@ -233,6 +234,22 @@ SWEEPS = ["mistudio.models.upload.sweep"]
 # Rules for alerts, beside the monitor's own.
 MONITOR_RULES = ["mistudio.worker_alerts.RULES"]
 
+# Tasks of upkeep: name → a jobs.upkeep.task.Task. Each has a schedule, and each run of it is a job.
+UPKEEP = {
+    "backup": "mistudio.upkeep.backup.task",
+    "lost_jobs": "jobs.upkeep.lost_jobs.task",
+    "metrics": "jobs.upkeep.history.metrics",
+    "progress": "jobs.upkeep.history.progress",
+    "logs": "jobs.upkeep.logs.task",
+    "monitor": "mistudio.upkeep.monitor.task",
+    "checkpoints": "mistudio.upkeep.checkpoints.task",
+    "caches": "mistudio.upkeep.caches.task",
+    "orphans": "mistudio.upkeep.orphans.task",
+    "missing": "mistudio.upkeep.missing.task",
+    "checksums": "mistudio.upkeep.checksums.task",
+    "sessions": "mistudio.upkeep.sessions.task",
+}
+
 # Secrets of a job's owner for the environment of its process, for kinds that read from the hub.
 JOB_SECRETS = "mistudio.models.hub_token.secrets_of"
 
@@ -247,6 +264,7 @@ LIVE_TOPICS = {
     "attribution": "mistudio.views.attribution.topic",
     "hosts": "mistudio.views.monitor.hosts_topic",
     "alerts": "mistudio.views.alert.topic",
+    "upkeep": "mistudio.views.upkeep.topic",
 }
 CHANNEL_LAYERS: dict[str, Any] = {
     "default": (

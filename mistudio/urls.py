@@ -20,6 +20,7 @@ from mistudio.views import (
     template,
     tokenization,
     training,
+    upkeep,
     upload,
 )
 
@@ -99,6 +100,9 @@ urlpatterns = [
     path("monitor/", monitor.monitor, name="monitor"),
     path("monitor/pace/", monitor.monitor_pace, name="monitor_pace"),
     path("monitor/alerts/<int:pk>/silence/", alert.alert_silence, name="alert_silence"),
+    path("upkeep/", upkeep.upkeep, name="upkeep"),
+    path("upkeep/<str:name>/", upkeep.upkeep_task, name="upkeep_task"),
+    path("upkeep/<str:name>/run/", upkeep.upkeep_run, name="upkeep_run"),
     path("", include("jobs.urls")),
     path("admin/", admin.site.urls),
 ]

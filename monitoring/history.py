@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import Max, OuterRef, Q, Subquery
+from django.db.models import Max, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -103,6 +103,14 @@ def tidy(now: datetime) -> None:
             if doomed and not host.samples.exists():
                 host.delete()
                 break
+
+
+def overdue(host: Host, now: datetime) -> QuerySet[Sample]:
+    """The rows that are older than they are kept."""
+    old = Q()
+    for resolution, kept in KEPT.items():
+        old |= Q(resolution=resolution, at__lt=now - timedelta(seconds=kept))
+    return host.samples.filter(old)
 
 
 # ---- looking back

@@ -21,6 +21,7 @@ KINDS: dict[str, str] = {
     "evaluate_sae": "jobs.kinds.evaluate_sae",
     "import_sae": "jobs.kinds.import_sae",
     "export_sae": "jobs.kinds.export_sae",
+    "upkeep": "jobs.kinds.upkeep",
     "sleepy": "jobs.kinds.sleepy",
 }
 

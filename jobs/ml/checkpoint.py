@@ -2,7 +2,6 @@
 position.
 """
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import numpy as np
 import torch
 
 from jobs.ml import store
+from jobs.ml.checkpoint_files import checkpoints, read_whole, sae_files
 from jobs.ml.train import Run, Trainer
 
 KEEP = 2
-NAME = re.compile(r"step-(\d{9})")
 COUNTERS = ("silent", "dead", "bad_step")
 
 
@@ -26,7 +25,7 @@ def save(run: Run[Any], folder: Path | str) -> Path:
     path = Path(folder) / f"step-{run.step:09d}"
     with store.replacing(path) as temporary:
         temporary.mkdir()
-        files = [temporary / f"sae-{n}.safetensors" for n in range(len(run.trainers))]
+        files = sae_files(temporary, len(run.trainers))
         for file, trainer in zip(files, run.trainers, strict=True):
             store.write_tensors(file, {name: numbers(value) for name, value in state_tensors(trainer).items()})
         store.write_json(
@@ -51,15 +50,10 @@ def resume(run: Run[Any], folder: Path | str) -> bool:
     """
     mine = identity(run)
     for path in reversed(checkpoints(Path(folder))):
-        try:
-            state = store.read_json(path / "state.json")
-            files = [path / f"sae-{n}.safetensors" for n in range(len(state["sha256"]))]
-            if [store.sha256(file) for file in files] != state["sha256"]:
-                continue
-        except (OSError, ValueError, KeyError):  # torn by a crash of the machine: an older one may be whole
+        state = read_whole(path)
+        if state is None or state["run"] != mine:  # torn by a crash of the machine: an older one may be whole
             continue
-        if state["run"] != mine:
-            continue
+        files = sae_files(path, len(run.trainers))
         for trainer, file, scales in zip(run.trainers, files, state["scales"], strict=True):
             restore(trainer, store.read_tensors(file))
             trainer.scales = scales
@@ -77,11 +71,6 @@ def identity(run: Run[Any]) -> dict[str, Any]:
         for one in (trainer.member for trainer in run.trainers)
     ]
     return {"members": members, "stream": run.stream.identity()}
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name))
 
 
 def state_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:

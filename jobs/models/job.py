@@ -46,6 +46,11 @@ WISHES = ("cancel_requested_at", "pause_requested_at", "finish_requested_at")
 class Job(Owned):
     """One piece of work for a worker. Its state changes by `move` alone."""
 
+    # None: it is the site's own, as upkeep is. No team sees it; staff do.
+    team = models.ForeignKey(  # type: ignore[assignment]
+        settings.TEAM_MODEL, on_delete=models.CASCADE, null=True, related_name="+"
+    )
+
     kind = models.CharField(max_length=60, editable=False)
     title = models.CharField(max_length=200, blank=True)
     subject = models.CharField(max_length=80, blank=True, editable=False)  # what it works on: "training:12"

@@ -1,7 +1,7 @@
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -159,8 +159,9 @@ class Artifact(Owned):
         manifest = self.result_folder / "manifest.json"
         return read_json_if_there(manifest).get("files", {})
 
-    def damage(self) -> list[str]:
-        """What is wrong with the files: missing, or of another size or content. Reads them all."""
+    def damage(self, advance: Callable[[int], None] = lambda n: None) -> list[str]:
+        """What is wrong with the files: missing, or of another size or content. Reads them all; advance(bytes) may
+        raise to stop."""
         if not self.ready:
             return ["not finished"]
         expected_files = self.expected_files()
@@ -171,7 +172,7 @@ class Artifact(Owned):
             path = self.result_folder / name
             if not path.is_file():
                 found.append(f"{name} is missing")
-            elif path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            elif path.stat().st_size != expected["bytes"] or sha256(path, advance) != expected["sha256"]:
                 found.append(f"{name} was changed")
         return found
 
@@ -235,6 +236,8 @@ def existing(subjects: set[str]) -> set[str]:
 
 
 def subject_url(subject: str) -> str:
+    if subject.startswith("upkeep:"):
+        return reverse("upkeep_task", args=[subject.removeprefix("upkeep:").removesuffix(".dry")])
     artifact = artifact_of(subject)
     return artifact.get_absolute_url() if artifact else ""
 

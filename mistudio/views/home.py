@@ -7,7 +7,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.views.decorators.http import require_GET
 
-from jobs.live import Topic, own_team
+from jobs.live import Topic, own_team, team_of
 from jobs.models import Job, State
 from mistudio.models import Dataset, Feature, LanguageModel, Sae, Team, Tokenization, Training
 from mistudio.models.artifact import Artifact, existing
@@ -109,4 +109,4 @@ def live(key: str) -> str:
     return render_to_string("home/_now.html", now(team)) if team else ""
 
 
-topic = Topic(visible=own_team, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
+topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0)

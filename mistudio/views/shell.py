@@ -7,7 +7,7 @@ from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from jobs.live import Topic, own_team, publish
+from jobs.live import Topic, own_team, publish, team_of
 from jobs.models import Job, JobEvent, QueuePause, State, Worker
 from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
 from monitoring.models import Alert
@@ -25,7 +25,8 @@ def shell(request: HttpRequest) -> dict[str, Any]:
     if administration or user is None or not user.is_authenticated or user.team is None:
         return base
     work = under_way(user.team.pk)
-    return {**base, "team": user.team, **work, "nav": navigation(request.path, user.team, work["running_jobs"])}
+    nav = navigation(request.path, user.team, work["running_jobs"], staff=user.is_staff)
+    return {**base, "team": user.team, **work, "nav": nav}
 
 
 def under_way(team: int) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def counts(team: Team, *models: Any) -> dict[Any, int]:
     return dict(zip(models, found, strict=True))
 
 
-def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict[str, Any]]]]:
+def navigation(path: str, team: Team, running: int, staff: bool) -> list[tuple[str, list[dict[str, Any]]]]:
     def item(
         label: str, name: str, icon: str, count: int | None = None, pin: bool = False, also: str = ""
     ) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def navigation(path: str, team: Team, running: int) -> list[tuple[str, list[dict
             [
                 item("Operations", "operations", "ops", running or None, pin=True, also="jobs"),
                 item("Monitor", "monitor", "monitor"),
+                *([item("Upkeep", "upkeep", "queued")] if staff else []),
             ],
         ),
     ]
@@ -96,7 +98,7 @@ def live(key: str) -> str:
     return render_to_string("_work.html", under_way(int(key)))
 
 
-topic = Topic(visible=own_team, render=live, of_job=lambda job: str(job.team_id), interval=1.0)
+topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0)
 
 
 def tell_of_alerts(**kwargs: Any) -> None:
