@@ -24,6 +24,7 @@ from jobs.secrets import hidden
 from mistudio.models.upload import link_or_copy
 
 STAMP = "mistudio-%Y%m%dT%H%M%SZ"
+HEADER = b"SQLite format 3\0"
 PAGES = 2048  # of SQLite, copied between two looks at what is wished for
 Counts = dict[str, int]  # table → rows
 Check = Callable[[], None]  # raises to stop
@@ -31,6 +32,10 @@ Check = Callable[[], None]  # raises to stop
 
 def postgres() -> bool:
     return connection.vendor == "postgresql"
+
+
+def settings_of_database() -> dict[str, Any]:
+    return connection.settings_dict
 
 
 def path_of(at: datetime) -> Path:
@@ -88,7 +93,7 @@ def unusable(why: str) -> JobError:
 
 
 def database_file() -> Path:
-    return Path(connection.settings_dict["NAME"])
+    return Path(settings_of_database()["NAME"])
 
 
 def copy_sqlite(target: Path, check: Check) -> Counts:
@@ -148,7 +153,7 @@ def restore_sqlite(backup: Path) -> Path | None:
         temporary.touch(mode=0o600)
         shutil.copyfile(backup, temporary)
         if target.exists():
-            leave_alone(target)
+            merge_log(target)
             link_or_copy(target, before)
         for suffix in ("-wal", "-shm"):  # of a damaged or lost database: SQLite must not merge them into this one
             if (log := target.with_name(target.name + suffix)).exists():
@@ -156,15 +161,19 @@ def restore_sqlite(backup: Path) -> Path | None:
     return before if before.exists() else None
 
 
-def leave_alone(path: Path) -> None:
-    """Merge its log into the file, which SQLite refuses while anybody else has it open. Raises InvalidInput."""
+def merge_log(path: Path) -> None:
+    """Into the file, which SQLite refuses while anybody else has it open; a damaged one stays as it is. Raises
+    InvalidInput."""
+    with path.open("rb") as file:
+        if file.read(len(HEADER)) != HEADER:
+            return
     try:
         with closing(sqlite3.connect(path, timeout=1)) as database:
             database.execute("PRAGMA journal_mode=DELETE").fetchone()
     except sqlite3.OperationalError as error:
         hint = "Stop the site, the workers and the monitor first."
         raise InvalidInput(f"The database is in use: {error}.", hint, "backup") from error
-    except sqlite3.DatabaseError:  # it is damaged: it is kept as it is
+    except sqlite3.DatabaseError:
         return
 
 
@@ -186,7 +195,7 @@ def restored_postgres(backup: Path, check: Check) -> Counts:
     import psycopg
     from psycopg import sql
 
-    scratch = f"{connection.settings_dict['NAME']}_restore_trial"
+    scratch = f"{settings_of_database()['NAME']}_restore_trial"
     name = sql.Identifier(scratch)
     with closing(connect_postgres()) as server:
         try:
@@ -206,7 +215,7 @@ def restored_postgres(backup: Path, check: Check) -> Counts:
 def restore_postgres(backup: Path, database: str, check: Check = lambda: None) -> None:
     """In one transaction: whole or not at all. database: the scratch one, or "" for that of the site."""
     options = ("--clean", "--if-exists", "--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
-    tool("pg_restore", *options, f"--dbname={database or connection.settings_dict['NAME']}", str(backup), check=check)
+    tool("pg_restore", *options, f"--dbname={database or settings_of_database()['NAME']}", str(backup), check=check)
 
 
 def others_connected() -> int:
@@ -228,7 +237,7 @@ def counted_postgres(database: Any) -> Counts:
 def connect_postgres(database: str = "") -> Any:
     import psycopg
 
-    known = connection.settings_dict
+    known = settings_of_database()
     return psycopg.connect(
         dbname=database or known["NAME"],
         user=known["USER"] or None,
@@ -241,7 +250,7 @@ def connect_postgres(database: str = "") -> Any:
 
 def tool(name: str, *options: str, check: Check) -> None:
     """Raises JobError with the tool's own words."""
-    known = connection.settings_dict
+    known = settings_of_database()
     told = {"PGDATABASE": known["NAME"], "PGUSER": known["USER"], "PGPASSWORD": known["PASSWORD"]}
     told |= {"PGHOST": known["HOST"], "PGPORT": str(known["PORT"])}
     env = {**os.environ, **{key: value for key, value in told.items() if value}}

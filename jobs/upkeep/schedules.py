@@ -4,7 +4,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 from django.utils import timezone
 
 from jobs.models import Job, Schedule
@@ -21,6 +21,11 @@ def make_schedules(**_: Any) -> None:
         if name not in known:
             task = find(name)
             Schedule.objects.create(task=name, every=task.every, at=task.at, weekday=task.weekday)
+
+
+def schedules() -> QuerySet[Schedule]:
+    """Of the tasks that there are."""
+    return Schedule.objects.filter(task__in=settings.UPKEEP)
 
 
 def start(name: str, *, dry_run: bool = False, owner: Any = None) -> Job:
@@ -43,12 +48,17 @@ def subject_of(name: str, dry_run: bool) -> str:
 def start_due() -> list[Job]:
     """Of several workers that find the same one due, the one that moves its time on starts it."""
     now, started = timezone.now(), []
-    for schedule in Schedule.objects.filter(enabled=True, next_at__lte=now, task__in=settings.UPKEEP):
+    for schedule in schedules().filter(enabled=True, next_at__lte=now):
         mine = Schedule.objects.filter(pk=schedule.pk, enabled=True, next_at=schedule.next_at)
         with transaction.atomic():
             if mine.update(next_at=schedule.following(now)):
                 started.append(start(schedule.task))
     return started
+
+
+def runs(name: str) -> QuerySet[Job]:
+    """Of one task, dry ones too, the newest first."""
+    return Job.objects.filter(kind=KIND, subject__in=[subject_of(name, dry_run) for dry_run in (False, True)])
 
 
 def newest() -> dict[str, Job]:

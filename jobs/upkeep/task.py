@@ -85,9 +85,8 @@ class Report:
     def summary(self) -> str:
         done = ", ".join(counted(did, n, n_bytes) for did, (n, n_bytes) in self.counts.items())
         words = f"Would be: {done}" if self.dry_run and done else done or "Nothing to do"
-        if self.wrong:
-            words += f"; {len(self.wrong):,} to look at"
-        return words
+        words += f"; {len(self.kept):,} left alone" if self.kept else ""
+        return words + (f"; {len(self.wrong):,} to look at" if self.wrong else "")
 
 
 def counted(did: str, n: int, n_bytes: int) -> str:

@@ -16,7 +16,7 @@ def steps(ctx: Context) -> Iterator[Step]:
         for row in rows.select_related("training") if model is Sae else rows:
             if gone := missing(row):
                 said = f"{row.spoken()[0].upper()}{row.spoken()[1:]} ({row.pk}): {gone}."
-                yield Step(f"{row.spoken()} ({row.pk})", "object without its files", None, wrong=said)
+                yield Step(f"{row.spoken()} ({row.pk})", "object without files", None, wrong=said)
 
 
 def missing(row: Artifact) -> str:

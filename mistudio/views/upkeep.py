@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from jobs.live import Topic
 from jobs.models import Job, Schedule
-from jobs.upkeep.schedules import KIND, newest, start, subject_of
+from jobs.upkeep.schedules import KIND, newest, runs, schedules, start, subject_of
 from jobs.upkeep.task import Task, find
 from mistudio.forms.upkeep import ScheduleForm
 
@@ -50,7 +50,7 @@ def entries() -> list[Entry]:
     jobs = newest()
     return [
         Entry(schedule, find(name), jobs.get(subject_of(name, False)), jobs.get(subject_of(name, True)))
-        for schedule in Schedule.objects.filter(task__in=settings.UPKEEP)
+        for schedule in schedules()
         if (name := schedule.task)
     ]
 
@@ -64,19 +64,18 @@ def upkeep(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 def upkeep_task(request: HttpRequest, name: str) -> HttpResponse:
     staff(request)
-    schedule = get_object_or_404(Schedule, task=name, task__in=settings.UPKEEP)
+    schedule = get_object_or_404(schedules(), task=name)
     form = ScheduleForm(request.POST if request.method == "POST" else None, instance=schedule)
     if form.is_valid():
         saved = form.save()
         said = f"runs {saved.said} from now on" if saved.enabled else "runs only when somebody asks for it"
         messages.success(request, f"“{find(name).label}” {said}.")
         return redirect("upkeep")
-    jobs = Job.objects.filter(kind=KIND, subject__in=[subject_of(name, dry) for dry in (False, True)])
     context = {
         "task": find(name),
-        "schedule": Schedule.objects.get(pk=schedule.pk),  # as it is, not as it was typed
+        "schedule": schedules().get(task=name),  # as it is, not as it was typed
         "form": form,
-        "page_obj": Paginator(jobs.select_related("owner"), PAGE).get_page(request.GET.get("page")),
+        "page_obj": Paginator(runs(name).select_related("owner"), PAGE).get_page(request.GET.get("page")),
         "command": f"mistudio upkeep {name}",
     }
     return render(request, "upkeep/detail.html", context, status=422 if form.errors else 200)

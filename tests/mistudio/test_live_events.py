@@ -50,7 +50,8 @@ def key(name, training, job):
     if name in ("hosts", "alerts"):
         return {"hosts": "2", "alerts": "member.2"}[name]
     kind = TOPICS[name][0].strip("`").partition(".")[2]
-    return str({"<team>": job.team_id, "<id>": {"jobs": job.pk, "trainings": training.pk}.get(name)}[kind])
+    known = {"<team>": job.team_id, "<id>": {"jobs": job.pk, "trainings": training.pk}.get(name)}
+    return str(known.get(kind, kind))
 
 
 @pytest.mark.django_db
@@ -75,25 +76,25 @@ def test_each_is_rendered_from_the_template_on_the_page_into_one_element_that_be
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", settings.LIVE_TOPICS)
 def test_it_may_be_watched_by_those_on_the_page(name, training_and_job, alice, bob, charlie):
-    among = ("the job's team", "the training's team", "members of the team", "members of any team")
-    everybody = among.index(TOPICS[name][1]) == 3
+    among = ("the job's team", "the training's team", "members of the team", "members of any team", "staff")
+    who = among.index(TOPICS[name][1])
+    bob.is_staff = True
     topic, key_ = live.topics()[name], key(name, *training_and_job)
-    assert [topic.visible(person, key_) for person in (alice, bob, charlie)] == [True, True, everybody]
+    assert [topic.visible(person, key_) for person in (alice, bob, charlie)] == [who != 4, True, who == 3]
 
 
 @pytest.mark.django_db
 def test_each_move_of_a_job_is_an_event_of_all_topics_that_show_it_and_of_no_other(training_and_job):
     training, job = training_and_job
     other = Job.objects.create(team=job.team, kind="tokenize", queue="cpu")
+    others = {name for name, topic in live.topics().items() if topic.ticks} | {"upkeep"}
     LiveEvent.objects.all().delete()
     job.move("running")
-    assert set(LiveEvent.objects.values_list("topic", flat=True)) == {
-        f"{name}.{key(name, training, job)}" for name in TOPICS if not live.topics()[name].ticks
-    }
+    expected = {f"{name}.{key(name, training, job)}" for name in TOPICS.keys() - others}
+    assert set(LiveEvent.objects.values_list("topic", flat=True)) == expected
     LiveEvent.objects.all().delete()
     other.note("something")
-    ticking = {name for name, topic in live.topics().items() if topic.ticks}
-    expected = {f"{name}.{key(name, training, other)}" for name in TOPICS.keys() - ticking - {"trainings"}}
+    expected = {f"{name}.{key(name, training, other)}" for name in TOPICS.keys() - others - {"trainings"}}
     assert set(LiveEvent.objects.values_list("topic", flat=True)) == expected
 
 

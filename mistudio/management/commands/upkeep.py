@@ -3,13 +3,11 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from django.conf import settings
-
 from jobs.errors import InvalidInput
 from jobs.management.describe import describe_job
 from jobs.management.job_command import DONE, JobCommand
-from jobs.models import Job, Schedule, State
-from jobs.upkeep.schedules import newest, start, subject_of
+from jobs.models import Job, State
+from jobs.upkeep.schedules import newest, schedules, start, subject_of
 from jobs.upkeep.task import find
 
 
@@ -39,8 +37,7 @@ class Command(JobCommand):
             sys.exit(code)
 
     def enabled(self) -> list[str]:
-        rows = Schedule.objects.filter(enabled=True, task__in=settings.UPKEEP)
-        return list(rows.values_list("task", flat=True))
+        return list(schedules().filter(enabled=True).values_list("task", flat=True))
 
     def say(self, words: str, job: Job, target: Any) -> None:
         """The report of each run as it ends; of --json all together at the end."""
@@ -61,7 +58,7 @@ class Command(JobCommand):
                 "next": schedule.next_at.isoformat() if schedule.enabled else None,
                 "last": describe_job(last) | {"result": last.result} if last else None,
             }
-            for schedule in Schedule.objects.filter(task__in=settings.UPKEEP)
+            for schedule in schedules()
             for last in [jobs.get(subject_of(schedule.task, False))]
         ]
         if self.as_json:
