@@ -22,17 +22,24 @@ OLD = 24 * 3600.0  # seconds since anything in it was last written
 
 
 def steps(ctx: Context) -> Iterator[Step]:
-    for room, model in ((model.ROOM, model) for model in ARTIFACTS):
+    for room, model in rooms().items():
         yield from of_room(room, model)
-    yield from of_room("jobs", Job)
+
+
+def rooms() -> dict[str, type[Any]]:
+    """Folder of the data folder → whose rows have a folder in it under their number."""
+    return {**{model.ROOM: model for model in ARTIFACTS}, "jobs": Job}
+
+
+def newest(model: type[Any]) -> int:
+    return model._default_manager.aggregate(newest=Max("pk"))["newest"] or 0
 
 
 def of_room(room: str, model: type[Any]) -> Iterator[Step]:
-    rows = model._default_manager
-    newest = rows.aggregate(newest=Max("pk"))["newest"] or 0
-    for folder in strays(settings.MISTUDIO_DATA / room, set(rows.values_list("pk", flat=True))).folders:
+    there = set(model._default_manager.values_list("pk", flat=True))
+    for folder in strays(settings.MISTUDIO_DATA / room, there).folders:
         what = f"{room}/{folder.name}"
-        if int(folder.name) > newest:
+        if int(folder.name) > newest(model):
             said = f"{what} belongs to no row, and is newer than all: was the database set back? If not, delete it."
             yield Step(what, "folder left", None, bytes=bytes_of(folder), wrong=said)
         elif not in_use(folder):

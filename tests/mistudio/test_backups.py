@@ -13,9 +13,9 @@ from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput, JobError
 from jobs.kinds import upkeep as kind
 from mistudio import backups
-from mistudio.management.commands.restore import restore
+from mistudio.management.commands.restore import restore, set_aside
 from mistudio.upkeep.backup import kept
-from tests import kill_points
+from tests import kill_points, rows
 from tests.conftest import manage
 from tests.files import contents, flip
 
@@ -248,6 +248,18 @@ def test_killed_anywhere_a_restoration_leaves_the_old_database_or_the_new(databa
             here.execute("DELETE FROM note")
         here.close()
     assert len(found) >= 4 and set(found) == {0, 100} and len(notes(database)) == 100
+
+
+@pytest.mark.django_db
+def test_folders_newer_than_what_was_restored_make_room_for_those_that_get_their_numbers(team, settings):
+    row = rows.training(team)
+    newer = settings.MISTUDIO_DATA / "trainings" / str(row.pk + 1)
+    for folder in (row.folder, newer):
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    assert (set_aside() / "trainings" / newer.name / "result.json").exists()
+    assert row.folder.exists() and not newer.exists()
+    assert set_aside() is None
 
 
 # ---- PostgreSQL

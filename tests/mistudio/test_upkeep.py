@@ -24,6 +24,7 @@ from mistudio.upkeep import checksums
 from monitoring.history import record
 from monitoring.models import Host, Sample
 from tests import rows
+from tests.conftest import ROOT
 from tests.files import contents, flip
 
 pytestmark = pytest.mark.django_db
@@ -391,3 +392,14 @@ def test_the_command_lists_the_tasks_and_refuses_one_that_is_none():
     assert "backup       off" in command("--list")[1]
     code, _, err = command("nothing")
     assert code == 2 and err.startswith("task: There is no task of upkeep “nothing”.")
+
+
+def test_the_deployment_guide_has_every_task_with_its_schedule():
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    told = {cells[0].strip("`"): cells[1] for cells in table(page[page.index("## Upkeep") : page.index("## Backup")])}
+    assert told == {schedule.task: schedule.said for schedule in Schedule.objects.all()}
+
+
+def table(text):
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -1,11 +1,15 @@
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import DatabaseError
 
 from jobs.errors import InvalidInput, JobError
 from mistudio import backups
+from mistudio.upkeep.orphans import newest, rooms
 
 
 class Command(BaseCommand):
@@ -23,6 +27,9 @@ class Command(BaseCommand):
             sys.exit(2)
         if before:
             self.stdout.write(f"The database before is kept as {before}.")
+        if moved := set_aside():
+            n = len(list(moved.glob("*/*")))
+            self.stdout.write(f"{n} folders that are newer than the backup were moved to {moved}.")
         self.stdout.write(
             "Restored. Run mistudio migrate, then mistudio doctor: it names what is missing or left over."
         )
@@ -40,3 +47,19 @@ def restore(backup: Path) -> Path | None:
         raise InvalidInput(said, "Stop the site, the workers and the monitor first.", "backup")
     backups.restore_postgres(backup, "")
     return None
+
+
+def set_aside() -> Path | None:
+    """The restored database gives the numbers of folders that are newer than its rows again: these make room. Returns
+    where they are now."""
+    aside = settings.MISTUDIO_DATA / f"newer-than-backup-{time.strftime('%Y%m%dT%H%M%S')}"
+    for room, model in rooms().items():
+        try:
+            last = newest(model)
+        except DatabaseError:  # the backup is older than this table
+            last = 0
+        for folder in sorted((settings.MISTUDIO_DATA / room).glob("*")):
+            if folder.name.isdecimal() and int(folder.name) > last:
+                (aside / room).mkdir(parents=True, exist_ok=True)
+                folder.rename(aside / room / folder.name)
+    return aside if aside.exists() else None
