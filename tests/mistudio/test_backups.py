@@ -257,9 +257,9 @@ def test_folders_newer_than_what_was_restored_make_room_for_those_that_get_their
     for folder in (row.folder, newer):
         folder.mkdir(parents=True)
         (folder / "result.json").write_text("{}")
-    assert (set_aside() / "trainings" / newer.name / "result.json").exists()
-    assert row.folder.exists() and not newer.exists()
-    assert set_aside() is None
+    (moved,) = set_aside()
+    assert (moved / "result.json").exists() and row.folder.exists() and not newer.exists()
+    assert set_aside() == []
 
 
 # ---- PostgreSQL

@@ -28,8 +28,8 @@ class Command(BaseCommand):
         if before:
             self.stdout.write(f"The database before is kept as {before}.")
         if moved := set_aside():
-            n = len(list(moved.glob("*/*")))
-            self.stdout.write(f"{n} folders that are newer than the backup were moved to {moved}.")
+            where = moved[0].parent.parent
+            self.stdout.write(f"{len(moved)} folders that are newer than the backup were moved to {where}.")
         self.stdout.write(
             "Restored. Run mistudio migrate, then mistudio doctor: it names what is missing or left over."
         )
@@ -49,9 +49,10 @@ def restore(backup: Path) -> Path | None:
     return None
 
 
-def set_aside() -> Path | None:
+def set_aside() -> list[Path]:
     """The restored database gives the numbers of folders that are newer than its rows again: these make room. Returns
     where they are now."""
+    moved = []
     aside = settings.MISTUDIO_DATA / f"newer-than-backup-{time.strftime('%Y%m%dT%H%M%S')}"
     for room, model in rooms().items():
         try:
@@ -61,5 +62,5 @@ def set_aside() -> Path | None:
         for folder in sorted((settings.MISTUDIO_DATA / room).glob("*")):
             if folder.name.isdecimal() and int(folder.name) > last:
                 (aside / room).mkdir(parents=True, exist_ok=True)
-                folder.rename(aside / room / folder.name)
-    return aside if aside.exists() else None
+                moved.append(folder.rename(aside / room / folder.name))
+    return moved
