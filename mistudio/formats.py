@@ -201,7 +201,8 @@ def facts(values: Any) -> list[tuple[str, str]]:
         elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
             rows.append((label, f"{len(value):,} entries"))
         elif isinstance(value, list | tuple):
-            rows.append((label, ", ".join(fact(item) for item in value[:20]) + (" …" if len(value) > 20 else "")))
+            said = ", ".join(fact(item) for item in value[:20]) + (" …" if len(value) > 20 else "")
+            rows.append((label, said or NONE))
         else:
             rows.append((label, fact(value)))
     return rows

@@ -1,6 +1,5 @@
 """What the site does for itself, for staff: reports name objects of every team."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -12,31 +11,12 @@ from django.template.loader import render_to_string
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from jobs.live import Topic
-from jobs.models import Job, Schedule
-from jobs.upkeep.schedules import KIND, newest, runs, schedules, start, subject_of
-from jobs.upkeep.task import Task, find
+from jobs.upkeep.schedules import KIND, runs, schedules, start
+from jobs.upkeep.task import find
 from mistudio.forms.upkeep import ScheduleForm
 
 PAGE = 20
 EVERYTHING = "all"  # the one key of the topic
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A task as the page shows it. A dry run is shown as long as no run followed it."""
-
-    schedule: Schedule
-    task: Task
-    run: Job | None
-    dry_run: Job | None
-
-    @property
-    def latest(self) -> list[Job]:
-        return [job for job in (self.dry_run, self.run) if job and (job is self.run or not self.outdated)]
-
-    @property
-    def outdated(self) -> bool:
-        return bool(self.run and self.dry_run and self.run.pk > self.dry_run.pk)
 
 
 def staff(request: HttpRequest) -> Any:
@@ -46,19 +26,10 @@ def staff(request: HttpRequest) -> Any:
     return user
 
 
-def entries() -> list[Entry]:
-    jobs = newest()
-    return [
-        Entry(schedule, find(name), jobs.get(subject_of(name, False)), jobs.get(subject_of(name, True)))
-        for schedule in schedules()
-        if (name := schedule.task)
-    ]
-
-
 @require_GET
 def upkeep(request: HttpRequest) -> HttpResponse:
     staff(request)
-    return render(request, "upkeep/list.html", {"entries": entries(), "topics": [f"{KIND}.{EVERYTHING}"]})
+    return render(request, "upkeep/list.html", {"topics": [f"{KIND}.{EVERYTHING}"]})
 
 
 @require_http_methods(["GET", "POST"])
@@ -96,7 +67,7 @@ def visible(user: Any, key: str) -> bool:
 
 
 def live(key: str) -> str:
-    return render_to_string("upkeep/_schedules.html", {"entries": entries()})
+    return render_to_string("upkeep/_schedules.html")
 
 
 topic = Topic(visible=visible, render=live, of_job=lambda job: EVERYTHING if job.kind == KIND else None, interval=1.0)
