@@ -25,6 +25,7 @@ from mistudio.models.upload import link_or_copy
 
 STAMP = "mistudio-%Y%m%dT%H%M%SZ"
 HEADER = b"SQLite format 3\0"
+NOTICE = 1.0  # seconds
 PAGES = 2048  # of SQLite, copied between two looks at what is wished for
 Counts = dict[str, int]  # table → rows
 Check = Callable[[], None]  # raises to stop
@@ -147,7 +148,7 @@ def restore_sqlite(backup: Path) -> Path | None:
         examine_sqlite(backup)
     except JobError as error:
         raise InvalidInput(error.message, "Give another backup.", "backup") from error
-    before = target.with_name(f"{target.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
+    before = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")
     connection.close()
     with replacing(target) as temporary:
         temporary.touch(mode=0o600)
@@ -219,11 +220,14 @@ def restore_postgres(backup: Path, database: str, check: Check = lambda: None) -
 
 
 def others_connected() -> int:
-    """To the database of this site, beside who asks."""
+    """To the database of this site, beside who asks. The server needs a moment to notice that one is gone."""
     asks = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     connection.close()
     with closing(connect_postgres()) as here:
-        return int(here.execute(asks).fetchone()[0])
+        deadline = time.monotonic() + NOTICE
+        while (n := int(here.execute(asks).fetchone()[0])) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return n
 
 
 def counted_postgres(database: Any) -> Counts:

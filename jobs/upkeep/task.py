@@ -60,6 +60,7 @@ class Report:
     """What the steps amount to. Of a dry run the same as of the run that follows it, if nothing happens in between."""
 
     dry_run: bool
+    only_told: bool = True  # none of the steps does anything
     counts: dict[str, list[int]] = field(default_factory=dict)  # what was done → how often, bytes
     details: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # what was left alone after all, and why
@@ -70,6 +71,7 @@ class Report:
         count[0] += step.n
         count[1] += step.bytes
         self.details.append(step.what)
+        self.only_told &= step.take is None
 
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -84,7 +86,7 @@ class Report:
 
     def summary(self) -> str:
         done = ", ".join(counted(did, n, n_bytes) for did, (n, n_bytes) in self.counts.items())
-        words = f"Would be: {done}" if self.dry_run and done else done or "Nothing to do"
+        words = f"Would be: {done}" if self.dry_run and not self.only_told else done or "Nothing to do"
         words += f"; {len(self.kept):,} left alone" if self.kept else ""
         return words + (f"; {len(self.wrong):,} to look at" if self.wrong else "")
 

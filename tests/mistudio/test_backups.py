@@ -1,8 +1,10 @@
 """A backup is worth what restoring it gives."""
 
+import json
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,8 +17,8 @@ from jobs.kinds import upkeep as kind
 from mistudio import backups
 from mistudio.management.commands.restore import restore, set_aside
 from mistudio.upkeep.backup import kept
-from tests import kill_points, rows
-from tests.conftest import manage
+from tests import rows
+from tests.conftest import ROOT, manage
 from tests.files import contents, flip
 
 SQLITE = site.DATABASES["default"]["ENGINE"].endswith("sqlite3")
@@ -217,37 +219,13 @@ def test_the_command_restores_a_site_that_was_backed_up(tmp_path):
     assert manage("restore", "nothing", env=env).returncode == 2
 
 
-def killed(work, folder):
-    """Kill it at each change that it makes there: first at the first, then at the second, until it comes to its end.
-    Says each time that it was killed."""
-    once = SimpleNamespace(run=lambda *_: work(), Params=dict, STAGES={})
-    n = 1
-    while not kill_points.run(once, {}, folder, kill_at=n):
-        yield n
-        n += 1
-
-
-def test_killed_anywhere_a_backup_is_whole_or_not_there(database, folder, monkeypatch):
-    monkeypatch.setattr(backups, "database_bytes", lambda: 10_000)
-    copy, kills = folder / "copy.sqlite3", 0
-    for kills in killed(lambda: backups.write(copy), folder):  # noqa: B007
-        assert not copy.exists() or len(notes(copy)) == 100
-        copy.unlink(missing_ok=True)
-    assert kills >= 4 and [path.name for path in folder.iterdir()] == [copy.name]
-
-
-def test_killed_anywhere_a_restoration_leaves_the_old_database_or_the_new(database, backup):
-    with sqlite3.connect(database) as here:
-        here.execute("DELETE FROM note")
-    here.close()
-    found = []
-    for _ in killed(lambda: restore(backup), database.parent):
-        found.append(len(notes(database)))
-        with sqlite3.connect(database) as here:
-            here.execute("PRAGMA journal_mode=WAL")
-            here.execute("DELETE FROM note")
-        here.close()
-    assert len(found) >= 4 and set(found) == {0, 100} and len(notes(database)) == 100
+def test_killed_anywhere_a_backup_is_whole_or_absent_and_a_restoration_leaves_the_old_database_or_the_new(database):
+    command = [sys.executable, "-m", "tests.mistudio.kill_backups", str(database)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    written, restored = json.loads(done.stdout)
+    assert len(written) >= 4 and set(written) <= {None, 100}, "rows of the copy after each kill"
+    assert len(restored) >= 4 and set(restored) == {0, 100}, "rows of the database after each kill"
 
 
 @pytest.mark.django_db

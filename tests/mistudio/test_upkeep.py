@@ -196,10 +196,15 @@ def test_what_is_ready_without_its_folder_or_a_file_is_reported_and_nothing_chan
     for row in (*(t.dataset for t in (whole, torn, gone)), *(t.language_model for t in (whole, torn, gone))):
         row.folder.mkdir(parents=True)
     dry, real = run("missing", dry_run=True), run("missing")
-    assert real["counts"] == {"object without files": 2} and real["wrong"] == dry["wrong"] == [
-        f"Tokenization “torn” ({torn.pk}): ids is missing.",
-        f"Tokenization “gone” ({gone.pk}): its folder {gone.folder} is gone.",
-    ]
+    assert real["summary"] == dry["summary"] == "2 objects without files; 2 to look at"
+    assert (
+        real["wrong"]
+        == dry["wrong"]
+        == [
+            f"Tokenization “torn” ({torn.pk}): ids is missing.",
+            f"Tokenization “gone” ({gone.pk}): its folder {gone.folder} is gone.",
+        ]
+    )
 
 
 # ---- checksums
