@@ -1,79 +1,94 @@
+"""What is behind the addresses of sockets, in plain ASGI: a consumer of Channels visits the thread of the database with
+each message, where a thousand pages that come at once would queue before everybody's news."""
+
 import asyncio
-import contextlib
-import logging
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs
 
-from channels.auth import get_user
-from channels.db import database_sync_to_async
-from channels.generic.websocket import AsyncWebsocketConsumer
-from django.contrib.sessions.backends.base import SessionBase
+from django.conf import settings
+from django.contrib.auth import get_user
 
 from jobs.live import allowed
-from jobs.tail import safely, tail_here
+from jobs.tail import tail_here
 
 SIGNED_OUT, NOT_FOUND, TOO_TALKATIVE = 4401, 4404, 1008
 MOST_MESSAGES, LONGEST_MESSAGE = 20, 1000
-RECHECK = 60.0  # seconds
 
-log = logging.getLogger(__name__)
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class LiveConsumer(AsyncWebsocketConsumer):
-    """A page that watches topics. It hears what changed, and has nothing to say itself."""
+class Page:
+    """A page that watches topics. It hears what changed, and has nothing to say itself.
 
-    async def connect(self) -> None:
-        # Accept before refusing: a refused handshake looks like a broken network, and pages would try again for ever.
-        await self.accept()
-        self.heard, self.recheck = 0, None
-        self.names = names_in(self.scope["query_string"])
-        if refusal := await self.refusal():
-            await self.close(refusal)
-            return
-        # Watch first, then show: what changes in between is sent again instead of lost.
-        await tail_here().add(self, self.names)
-        await self.show(await database_sync_to_async(current)(self.names))
-        self.recheck = asyncio.create_task(self.check_again())
+    What it was not sent yet is the newest fragment of each topic, however slowly it reads."""
 
-    async def refusal(self) -> int:
-        """A close code, or 0. The session is read again each time: who signed out must not go on watching."""
-        user = await get_user(fresh(self.scope))
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.session_key = scope["cookies"].get(settings.SESSION_COOKIE_NAME)
+        self.names = names_in(scope["query_string"])
+        self.send, self.news = send, asyncio.Event()
+        self.shown: dict[str, str] = {}
+        self.unsent: dict[str, str] = {}
+
+    def refusal(self) -> int:
+        """A close code, or 0. The session is read each time anew: who signed out must not go on watching."""
+        session = import_module(settings.SESSION_ENGINE).SessionStore(self.session_key)
+        asked: Any = SimpleNamespace(session=session)
+        user = get_user(asked)
         if not user.is_authenticated:
             return SIGNED_OUT
-        return 0 if await database_sync_to_async(allowed)(user, self.names) else NOT_FOUND
+        return 0 if allowed(user, self.names) else NOT_FOUND
 
-    async def check_again(self) -> None:
+    def show(self, name: str, html: str) -> None:
+        if self.shown.get(name) != html:
+            self.shown[name] = self.unsent[name] = html
+            self.news.set()
+
+    async def write(self) -> None:
         while True:
-            await asyncio.sleep(RECHECK)
-            try:
-                refusal = await self.refusal()
-            except Exception:  # a database that is away: ask again, the check must not end
-                log.warning("Whether a page may go on watching could not be checked", exc_info=True)
-                continue
-            if refusal:
-                await self.close(refusal)
+            await self.news.wait()
+            self.news.clear()
+            html = "\n".join(self.unsent.values())
+            self.unsent.clear()
+            await self.send({"type": "websocket.send", "text": html})  # until the page has room for more
 
-    async def show(self, html: str) -> None:
-        with contextlib.suppress(RuntimeError):  # closed in this moment
-            await self.send(text_data=html)
+    async def close(self, code: int) -> None:
+        await self.send({"type": "websocket.close", "code": code})
 
-    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        self.heard += 1
-        if self.heard > MOST_MESSAGES or len(text_data or bytes_data or "") > LONGEST_MESSAGE:
-            await self.close(TOO_TALKATIVE)
-
-    async def disconnect(self, code: int) -> None:
-        tail_here().remove(self)
-        if self.recheck:
-            self.recheck.cancel()
+    async def listen(self, receive: Receive) -> None:
+        """Until the socket is closed."""
+        heard = 0
+        while (message := await receive())["type"] != "websocket.disconnect":
+            heard += 1
+            if heard > MOST_MESSAGES or len(message.get("text") or message.get("bytes") or "") > LONGEST_MESSAGE:
+                await self.close(TOO_TALKATIVE)
 
 
-class Nowhere(AsyncWebsocketConsumer):
+async def live(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()  # that it wants to connect
+    # Accept before refusing: a refused handshake looks like a broken network, and pages would try again for ever.
+    await send({"type": "websocket.accept"})
+    page, tail = Page(scope, send), tail_here()
+    writing = asyncio.create_task(page.write())
+    try:
+        await tail.add(page)
+        await page.listen(receive)
+    finally:
+        tail.remove(page)
+        writing.cancel()
+
+
+async def nowhere(scope: Scope, receive: Receive, send: Send) -> None:
     """Any other address."""
-
-    async def connect(self) -> None:
-        await self.accept()
-        await self.close(NOT_FOUND)
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": NOT_FOUND})
+    while (await receive())["type"] != "websocket.disconnect":
+        continue
 
 
 def names_in(query_string: bytes) -> list[str]:
@@ -82,13 +97,3 @@ def names_in(query_string: bytes) -> list[str]:
     except ValueError:
         return []
     return list(dict.fromkeys(query.get("t", [])))
-
-
-def current(names: list[str]) -> str:
-    return "\n".join(safely(name) or "" for name in names)
-
-
-def fresh(scope: dict[str, Any]) -> dict[str, Any]:
-    """The same session, read anew from its store."""
-    session: SessionBase = scope["session"]
-    return {**scope, "session": type(session._wrapped)(session.session_key)}  # type: ignore[attr-defined]

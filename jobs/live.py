@@ -42,7 +42,7 @@ class Topic:
     visible: Callable[[Any, str], bool]  # user, key
     render: Callable[[str], str]  # key; empty when there is nothing to show
     of_job: Callable[["Job"], str | None] = lambda job: None  # the key to look at again when this job changes
-    interval: float = 0.03  # seconds between two renderings
+    interval: float = 0.1  # seconds between two renderings
     pace: Callable[[str], float] = lambda key: 0.0  # seconds between them that this key asks for, if more
     ticks: bool = False  # it changes without events: it is rendered at each interval while somebody watches
 

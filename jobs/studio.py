@@ -26,6 +26,7 @@ from jobs.supervise import wait_for
 TEND = 0.5  # seconds between looks at the workers
 STEADY = 60.0  # a worker that ran for so long and died is started again at once
 PORTS = 50  # to try after the preferred one
+BACKLOG = 1024  # connections that wait to be accepted: after a restart all pages come back at once
 
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def listen(host: str, port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, number))
-            listener.listen(128)
+            listener.listen(BACKLOG)
             return listener
         except OSError as error:
             listener.close()
@@ -150,17 +151,11 @@ class Studio:
                 self.stop()
 
     def serve(self, listener: socket.socket, url: str) -> None:
-        from daphne.server import Server  # isort: skip  # first: it chooses the reactor
+        from jobs.server import Server  # isort: skip  # first: it chooses the reactor
 
-        from channels.routing import get_default_application
         from twisted.internet import reactor, task
 
-        server = Server(
-            application=get_default_application(),
-            endpoints=[f"fd:fileno={listener.fileno()}"],
-            websocket_max_frame_size=4096,  # pages have nothing to say; the limit of messages would bind ours, too
-            server_name="miStudio",
-        )
+        server = Server(listener)
         task.LoopingCall(self.tend).start(TEND)
         loop: Any = reactor
         # In a thread: what it does may ask the database, which the event loop's thread must not.

@@ -1,11 +1,14 @@
-"""Reads the events of all jobs for the pages of this web process, and sends them what changed.
+"""Reads the events of all jobs for the pages of this web process, and shows them what changed.
 
-One per event loop. It waits for its bell, looks every two seconds anyway, gathers for 30 ms, renders each topic once
-however many pages watch it, and sends each page one frame. It rests while no page is open."""
+One per event loop. It waits for its bell, looks every two seconds anyway, gathers for 30 ms, and renders each topic
+once however many pages watch it or have just come. Pages that come are let in a few at a time, and each page takes its
+frames at its own pace: neither a thousand that come at once nor one that does not read holds up others. It rests while
+no page is open."""
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -20,10 +23,12 @@ from jobs import live
 from jobs.models import LiveEvent
 
 if TYPE_CHECKING:
-    from jobs.consumers import LiveConsumer
+    from jobs.consumers import Page
 
 POLL, GATHER, AGAIN = 2.0, 0.03, 2.0  # seconds
+RECHECK, DOOR = 60.0, 25  # seconds after which pages are asked again whether they may watch, and how many at a time
 LATE, MOST_GAPS = 10.0, 100
+FAILED = 1011  # a close code on which pages come back
 
 log = logging.getLogger(__name__)
 
@@ -49,37 +54,66 @@ class Reader:
 
 class Tail:
     def __init__(self) -> None:
-        self.watchers: dict[str, set[LiveConsumer]] = {}
+        self.asked: dict[Page, None] = {}  # pages before the door, the first first
+        self.pages: set[Page] = set()  # that were let in
+        self.watchers: dict[str, set[Page]] = {}
         self.bell, self.lock = asyncio.Event(), asyncio.Lock()
         self.reader: Reader | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.due: dict[str, float] = {}  # topic → when it may be rendered
         self.rendered: dict[str, float] = {}
-        self.shown: dict[str, str] = {}  # topic → what all its pages were sent last
 
     # ---- pages come and go
 
-    async def add(self, page: "LiveConsumer", topics: list[str]) -> None:
-        """From the return on the page misses nothing; what is true now it must be shown by the caller."""
-        for topic in topics:
-            self.watchers.setdefault(topic, set()).add(page)
-            self.shown.pop(topic, None)  # this page was not sent it
-            if noun(topic).ticks:  # what is true now the page is shown by itself
-                self.due.setdefault(topic, time.monotonic() + interval(topic))
-                self.bell.set()  # to wait no longer than for this
+    async def add(self, page: "Page") -> None:
+        """It is closed if it may not watch, else shown all its topics, and from then on misses nothing."""
+        self.ask(page)
         async with self.lock:
             if not self.tasks:
                 self.reader = await database_sync_to_async(Reader)()
-                running = [self.tail(), self.hear_bell()] + ([self.hear_redis()] if settings.REDIS_URL else [])
+                running = [self.tail(), self.hear_bell(), self.ask_again()]
+                running += [self.hear_redis()] if settings.REDIS_URL else []
                 self.tasks = [asyncio.create_task(task) for task in running]
 
-    def remove(self, page: "LiveConsumer") -> None:
-        for topic in [topic for topic, pages in self.watchers.items() if page in pages]:
-            self.watchers[topic].discard(page)
-            if not self.watchers[topic]:
-                for known in (self.watchers, self.shown, self.due, self.rendered):
-                    known.pop(topic, None)
-        if not self.watchers:
+    def ask(self, *pages: "Page") -> None:
+        self.asked |= dict.fromkeys(pages)
+        self.bell.set()
+
+    async def ask_again(self) -> None:
+        while True:
+            await asyncio.sleep(RECHECK)
+            self.ask(*self.pages)
+
+    async def answer(self, refusals: "dict[Page, int | None]") -> None:
+        for page in refusals.keys() & self.asked.keys():  # others went meanwhile
+            del self.asked[page]
+            code = refusals[page]
+            if code is None and page not in self.pages:
+                code = FAILED
+            if code:
+                await page.close(code)
+            elif page not in self.pages:
+                self.let_in(page)
+        if self.asked:
+            self.bell.set()
+
+    def let_in(self, page: "Page") -> None:
+        self.pages.add(page)
+        soon = time.monotonic() + GATHER
+        for name in page.names:
+            self.watchers.setdefault(name, set()).add(page)
+            self.due[name] = min(soon, self.due.get(name, soon))
+
+    def remove(self, page: "Page") -> None:
+        self.asked.pop(page, None)
+        self.pages.discard(page)
+        for name in page.names:
+            pages = self.watchers.get(name, set())
+            pages.discard(page)
+            if not pages:
+                for known in (self.watchers, self.due, self.rendered):
+                    known.pop(name, None)
+        if not self.pages and not self.asked:
             self.rest()
 
     def rest(self) -> None:
@@ -113,13 +147,17 @@ class Tail:
                 log.warning("Redis does not bring wake-ups: %s", error)
                 await asyncio.sleep(AGAIN)
 
+    def until_due(self, most: float) -> float:
+        """Seconds until a postponed topic may be rendered."""
+        soonest = min(self.due.values(), default=math.inf) - time.monotonic()
+        return max(0.0, min(most, soonest))
+
     async def wait(self) -> None:
         """Until the bell rings, a postponed topic is due, or two seconds have passed."""
-        soonest = min(self.due.values(), default=time.monotonic() + POLL) - time.monotonic()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.bell.wait(), max(0.0, min(POLL, soonest)))
+            await asyncio.wait_for(self.bell.wait(), self.until_due(POLL))
         if self.bell.is_set():
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(self.until_due(GATHER))
         self.bell.clear()
 
     # ---- its work
@@ -134,15 +172,19 @@ class Tail:
                 await asyncio.sleep(AGAIN)
 
     async def flush(self) -> None:
-        assert self.reader is not None  # made before the task
-        names = await database_sync_to_async(self.reader.read)()
+        names, refusals = await database_sync_to_async(self.look)(list(self.asked)[:DOOR])
+        await self.answer(refusals)
         now = time.monotonic()
         for name in names & self.watchers.keys():
             self.due.setdefault(name, self.rendered.get(name, 0) + interval(name))
         ready = [name for name, at in self.due.items() if at <= now]
         if ready:
             self.take(ready, now)
-            await self.send(await database_sync_to_async(render_all)(ready))
+            self.show(await database_sync_to_async(render_all)(ready))
+
+    def look(self, pages: "list[Page]") -> "tuple[set[str], dict[Page, int | None]]":
+        assert self.reader is not None  # made before the task
+        return self.reader.read(), {page: refused(page) for page in pages}
 
     def take(self, names: list[str], now: float) -> None:
         for name in names:
@@ -151,18 +193,13 @@ class Tail:
             if noun(name).ticks:
                 self.due[name] = now + interval(name)
 
-    async def send(self, fragments: dict[str, str | None]) -> None:
-        changed = {}
+    def show(self, fragments: dict[str, str | None]) -> None:
         for name, html in fragments.items():
-            if name not in self.watchers:  # the last page left meanwhile
-                continue
-            if html is None:
+            if html is None and name in self.watchers:
                 self.due[name] = time.monotonic() + AGAIN
-            elif html and self.shown.get(name) != html:
-                changed[name] = self.shown[name] = html
-        pages = {page for name in changed for page in self.watchers[name]}
-        for page in pages:
-            await page.show("\n".join(html for name, html in changed.items() if page in self.watchers.get(name, ())))
+            elif html:
+                for page in self.watchers.get(name, ()):
+                    page.show(name, html)
 
 
 def noun(name: str) -> live.Topic:
@@ -183,8 +220,7 @@ def tail_here() -> Tail:
 
 def pages_here() -> int:
     """Open pages of this process, asked from any thread."""
-    watched = [set(pages) for tail in list(TAILS.values()) for pages in list(tail.watchers.values())]
-    return len(set().union(*watched))
+    return sum(len(tail.pages) for tail in list(TAILS.values()))
 
 
 def lag_here() -> float:
@@ -194,6 +230,15 @@ def lag_here() -> float:
         return 0.0
     oldest = LiveEvent.objects.filter(pk__gt=min(read)).aggregate(at=Min("at"))["at"]
     return max(0.0, (timezone.now() - oldest).total_seconds()) if oldest else 0.0
+
+
+def refused(page: "Page") -> int | None:
+    """A close code, or 0; None for a question that could not be answered."""
+    try:
+        return page.refusal()
+    except Exception:
+        log.warning("Whether a page may watch could not be looked up", exc_info=True)
+        return None
 
 
 def render_all(names: list[str]) -> dict[str, str | None]:
