@@ -18,7 +18,7 @@ UNSENT = 2**16  # bytes that wait in this process for one page, and again in the
 HEARD = 4096  # bytes of a message, unpacked: pages have nothing to say
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def frame(text: str, window: int) -> bytes:
     """A whole text message as it is on the wire, made once for all pages that get it. `window`: see RFC 7692, of 2**n
     bytes; 0: not compressed. No message refers to an earlier one, so a socket needs no memory for those."""

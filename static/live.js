@@ -1,13 +1,13 @@
 // Makes pages live. Without it every page works: it only swaps in what the server rendered, copies, and adds keys.
 (() => {
   "use strict";
-  const POLL = 3000, GRACE = 4000, STALE = 12000;
+  const POLL = 3000, GRACE = 4000, STALE = 12000, MOST = 2;
   const $ = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
   // ---- connection: a socket if there is one, else asking every 3 s
   const live = $("#live-socket");
-  let open = false, lost = Date.now(), answered = Date.now(), asking = false, fetches = 0, shown = 0, again = 0;
+  let open = false, lost = Date.now(), answered = Date.now(), asking = false, failures = 0, askAt = 0, fetches = 0, shown = 0, again = 0;
 
   function show(state, why) {
     all("[data-link]").forEach((part) => {
@@ -76,17 +76,20 @@
       if (open) return;                     // the socket came back meanwhile and knows more
       swap(html);
       answered = Date.now();
+      failures = 0;
       show("polling");
     } catch {
+      failures = Math.min(failures + 1, MOST);
       if (Date.now() - answered > STALE) show("stale");
     } finally {
       asking = false;
+      askAt = Date.now() + Math.random() * POLL * 2 ** failures;   // all pages miss the server at once, and must not ask at once
     }
   }
 
   function look() {
     [...waiting.values()].forEach(place);
-    if (!open && Date.now() - lost > GRACE) ask();
+    if (!open && Date.now() - lost > GRACE && Date.now() >= askAt) ask();
   }
 
   if (live) {

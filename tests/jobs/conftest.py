@@ -34,6 +34,20 @@ def row(team):
     return make
 
 
+# The site without workers, for scripts that set something before.
+WEB = """
+import sys, django
+django.setup()
+from jobs import live
+if "deaf" in sys.argv:  # to datagrams, like a process on another host
+    live.bells = lambda: live.settings.MISTUDIO_DATA / "no-bells"
+from jobs.studio import Studio, listen
+studio = Studio(worker=False)
+with listen("127.0.0.1", int(sys.argv[1])) as listener:
+    studio.serve(listener, "")
+"""
+
+
 def until(condition, seconds=40, every=0.05):
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -104,6 +104,79 @@ async def test_a_topic_is_rendered_once_for_all_pages_that_watch_it(client_of, a
     assert renderings == [f"jobs.{job.pk}"] and frames == {'<p id="x">1</p>'}
 
 
+async def test_pages_that_come_at_once_share_their_renderings(client_of, alice, row, monkeypatch):
+    job = await sync_to_async(row)("running")
+    client = await sync_to_async(client_of)(alice)
+    render, renderings = live.render, []
+    monkeypatch.setattr(live, "render", lambda name: renderings.append(name) or render(name))
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = [page(client, f"/live/?t=jobs.{job.pk}") for _ in range(60)]
+        for socket in sockets:
+            stack.push_async_callback(socket.disconnect)
+        await asyncio.gather(*[socket.connect(timeout=5) for socket in sockets])
+        for socket in sockets:
+            assert f'id="job-{job.pk}"' in await socket.receive_from(timeout=5)
+            assert await socket.receive_nothing(timeout=0.01), "who came first is not shown the same again"
+    assert len(renderings) < 10, "one for those that are let in together"
+
+
+async def test_changes_of_a_tenth_of_a_second_are_one_rendering_and_the_last_is_shown(
+    client_of, alice, row, monkeypatch
+):
+    job = await sync_to_async(row)("running")
+    async with opened(await sync_to_async(client_of)(alice), f"/live/?t=jobs.{job.pk}") as socket:
+        await socket.receive_from(timeout=5)
+        render, renderings = live.render, []
+        monkeypatch.setattr(live, "render", lambda name: renderings.append(time.monotonic()) or render(name))
+        for percent in range(1, 41):
+            await change(job, percent=float(percent))
+            await asyncio.sleep(0.01)
+        while "40.0 %" not in await socket.receive_from(timeout=5):
+            continue
+    pauses = [b - a for a, b in zip(renderings, renderings[1:], strict=False)]
+    assert len(pauses) > 1 and min(pauses) > 0.09, pauses
+
+
+async def test_a_page_that_reads_slowly_is_sent_the_newest_of_each_topic():
+    sent, room = [], asyncio.Event()
+
+    async def send(message):
+        sent.append(message["text"])
+        await room.wait()
+
+    slow = consumers.Page({"cookies": {}, "query_string": b""}, send)
+    writing = asyncio.create_task(slow.write())
+    slow.show("a", "a1")
+    await asyncio.sleep(0)
+    for n in range(2, 100):
+        slow.show("a", f"a{n}")
+        slow.show("b", f"b{n}")
+        await asyncio.sleep(0)
+    assert sent == ["a1"] and slow.unsent == {"a": "a99", "b": "b99"}
+    room.set()
+    slow.show("b", "b99")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    writing.cancel()
+    assert sent == ["a1", "a99\nb99"]
+
+
+async def test_who_cannot_be_looked_up_is_asked_to_come_back_and_who_watches_goes_on(
+    client_of, alice, row, monkeypatch, caplog
+):
+    job = await sync_to_async(row)("running")
+    client = await sync_to_async(client_of)(alice)
+    async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
+        await socket.receive_from(timeout=5)
+        monkeypatch.setattr(consumers.Page, "refusal", lambda page: 1 / 0)
+        async with opened(client, f"/live/?t=jobs.{job.pk}") as late:
+            assert await close_code(late) == tail.FAILED
+        tail_here().ask(*tail_here().pages)
+        await change(job, percent=7.0)
+        assert "7.0 %" in await socket.receive_from(timeout=5)
+    assert caplog.text.count("could not be looked up") == 2
+
+
 async def test_a_topic_that_ticks_is_rendered_while_somebody_watches_and_sent_when_it_changed(
     client_of, alice, monkeypatch
 ):

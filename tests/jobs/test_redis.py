@@ -12,21 +12,9 @@ from jobs import live
 from jobs.models import Job
 from jobs.studio import answers
 from tests.conftest import free_port
-from tests.jobs.conftest import until
+from tests.jobs.conftest import WEB, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.redis]
-
-WEB = """
-import sys, django
-django.setup()
-from jobs import live
-if sys.argv[2] == "deaf":  # to datagrams, like a process on another host
-    live.bells = lambda: live.settings.MISTUDIO_DATA / "no-bells"
-from jobs.studio import Studio, listen
-studio = Studio(worker=False)
-with listen("127.0.0.1", int(sys.argv[1])) as listener:
-    studio.serve(listener, "")
-"""
 
 
 @pytest.fixture
