@@ -151,8 +151,9 @@ async def idle(site: Site, sockets: int, seconds: float) -> dict[str, Any]:
     spent = processor_seconds(site.process)
     await asyncio.sleep(seconds)
     spent = processor_seconds(site.process) - spent
+    still = sum(not page.closed.is_set() for page in pages)
     close(pages)
-    return {"sockets": sockets, "seconds": seconds, "site_percent_of_a_core": round(100 * spent / seconds, 2)}
+    return {"sockets": still, "seconds": seconds, "site_percent_of_a_core": round(100 * spent / seconds, 2)}
 
 
 async def rush(site: Site, sockets: int) -> dict[str, Any]:
@@ -161,7 +162,8 @@ async def rush(site: Site, sockets: int) -> dict[str, Any]:
     await asyncio.sleep(3)
     before = site.resident()
     changes = asyncio.create_task(site.change(20, 20))
-    await asyncio.sleep(4)
+    while not all(page.frames[-1][1] > 20 for page in steady):
+        await asyncio.sleep(0.1)
     start = time.time()
     come = await asyncio.gather(*[site.insistent() for _ in range(sockets)])
     written = await changes

@@ -87,6 +87,7 @@ class Server(Daphne):
         super().__init__(
             application=get_default_application(),
             endpoints=[f"fd:fileno={listener.fileno()}"],
+            websocket_timeout=-1,  # pages may stay open for days
             ping_interval=PING,
             ping_timeout=PATIENCE,
             websocket_max_message_size=HEARD,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jobs.consumers import Page
 
 POLL, GATHER, AGAIN = 2.0, 0.03, 2.0  # seconds
-RECHECK, DOOR = 60.0, 25  # seconds after which pages are asked again whether they may watch, and how many at a time
+RECHECK, DOOR = 120.0, 25  # seconds after which pages are asked again whether they may watch, and how many at a time
 LATE, MOST_GAPS = 10.0, 100
 FAILED = 1011  # a close code on which pages come back
 

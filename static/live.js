@@ -57,7 +57,7 @@
     const mine = ++fetches, whole = async (reply) => [reply, await reply.text()];
     const [reply, html] = await fetch(location.href, { cache: "no-store" }).then(whole).catch(() => []);
     if (mine < shown) return;               // a newer answer was faster
-    if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL));   // no other news may come
+    if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL * (1 + Math.random())));   // no other news may come
     if (!reply.ok || reply.redirected) return;
     shown = mine;
     const page = new DOMParser().parseFromString(html, "text/html");

@@ -7,7 +7,7 @@ import pytest
 from django.conf import settings
 from django.test.signals import template_rendered
 
-from jobs import consumers, live
+from jobs import consumers, live, server, tail
 from jobs.models import Job, LiveEvent
 from monitoring.models import Host
 from tests import rows
@@ -107,8 +107,13 @@ def test_the_whole_frame_on_the_page_is_the_one_that_is_sent(team):
 
 def test_the_codes_and_the_number_of_topics_are_those_of_the_consumer():
     codes = {int(row[0]) for row in table("| code | meaning")}
-    assert codes == {consumers.SIGNED_OUT, consumers.NOT_FOUND, consumers.TOO_TALKATIVE}
+    assert codes == {consumers.SIGNED_OUT, consumers.NOT_FOUND, consumers.TOO_TALKATIVE, tail.FAILED}
     assert f"with {live.MOST_TOPICS} topics at most" in PAGE and f"(group `{live.GROUP}`)" in PAGE
+
+
+def test_the_bounds_are_those_of_the_server():
+    assert f"at most {server.UNSENT // 1024} KiB" in PAGE and f"of {tail.DOOR} pages at a time" in PAGE
+    assert f"pinged every {server.PING} s" in PAGE and f"within {server.PATIENCE} s" in PAGE
 
 
 def outermost(html):
