@@ -1,5 +1,5 @@
 """The live path under load: pages whose job a worker changes, pages of which nothing is heard, and pages that all come
-at once.
+back at once.
 
 An event says “look again”: it is delivered to a page with the first frame whose state is the one that the event was
 about or a newer one, and lost if none came by the end. A frame is out of order if its state is older than that of one
@@ -71,14 +71,14 @@ class Site:
         return list(await asyncio.gather(*opened))
 
     async def insistent(self) -> tuple[Page, int]:
-        """A page once it got its first frame, and how often it had to try; it waits in between as browsers do."""
+        """A page once it got its first frame, and how often it tried: it waits before each try as htmx does."""
         for tries in range(8):
+            await asyncio.sleep(random.uniform(0, 2**tries))
             page = await open_page(self.cookie, self.url, self.quiet)
             while not page.frames and not page.closed.is_set():
                 await asyncio.sleep(0.05)
             if page.frames:
                 return page, tries + 1
-            await asyncio.sleep(random.uniform(0, 2**tries))
         raise SystemExit("A page tried for minutes and got nothing.")
 
     async def change(self, rate: float, seconds: float) -> list[float]:
@@ -157,7 +157,7 @@ async def idle(site: Site, sockets: int, seconds: float) -> dict[str, Any]:
 
 
 async def rush(site: Site, sockets: int) -> dict[str, Any]:
-    """All come in one moment, as browsers do not: those spread themselves over a second."""
+    """All lost their sockets in one moment, and come back."""
     steady = await site.pages(STEADY)
     await asyncio.sleep(3)
     before = site.resident()
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=20, help="events per second")
     parser.add_argument("--seconds", type=float, default=60, help="of events")
     parser.add_argument("--idle", type=float, default=60, help="seconds without events")
-    parser.add_argument("--rush", type=int, default=1000, help="pages that come at once")
+    parser.add_argument("--rush", type=int, default=1000, help="pages that come back at once")
     given = parser.parse_args()
     with site() as here:
         for name, measure in (

@@ -34,9 +34,9 @@ def frame(text: str, window: int) -> bytes:
 
 
 def accept(offers: list[Any]) -> PerMessageDeflateOfferAccept | None:
-    """The first that can be met: zlib has no window of 2**8 bytes without a header."""
+    """Of deflate, if it is offered at all."""
     for offer in offers:
-        if isinstance(offer, PerMessageDeflateOffer) and offer.request_max_window_bits != 8:
+        if isinstance(offer, PerMessageDeflateOffer):
             offer.request_no_context_takeover = True  # so the answer promises it, and the page needs no memory either
             return PerMessageDeflateOfferAccept(offer, request_no_context_takeover=True)
     return None

@@ -14,7 +14,7 @@ from websockets.streams import StreamReader
 from jobs import live, server
 from jobs.consumers import TOO_TALKATIVE
 from jobs.models import Job
-from jobs.server import accept, frame
+from jobs.server import frame
 from jobs.studio import answers
 from tests.conftest import free_port
 from tests.jobs.conftest import WEB, until
@@ -149,11 +149,3 @@ def test_a_frame_is_read_by_others_as_it_was_meant(length, window):
         next(parsing)
     assert read.value.value == Frame(Opcode.TEXT, text.encode()) and not reader.buffer
     assert not window or length < 1000 or len(frame(text, window)) < length
-
-
-def test_an_offer_that_cannot_be_met_is_not_taken():
-    from autobahn.websocket.compress import PerMessageDeflateOffer
-
-    small, any_window = (PerMessageDeflateOffer.parse(said) for said in ({"server_max_window_bits": ["8"]}, {}))
-    assert accept([]) is None and accept([small]) is None
-    assert accept([small, any_window]).offer is any_window
