@@ -48,9 +48,7 @@
     if (focused >= 0) all(FOCUSABLE, fresh)[focused]?.focus({ preventScroll: true });
   }
 
-  function swap(html) {
-    [...Object.assign(document.createElement("template"), { innerHTML: html }).content.children].forEach(place);
-  }
+  const swap = (html) => [...Object.assign(document.createElement("template"), { innerHTML: html }).content.children].forEach(place);
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old
     clearTimeout(again);
@@ -75,8 +73,7 @@
       const html = await reply.text();
       if (open) return;                     // the socket came back meanwhile and knows more
       swap(html);
-      answered = Date.now();
-      failures = 0;
+      [answered, failures] = [Date.now(), 0];
       show("polling");
     } catch {
       failures = Math.min(failures + 1, MOST);

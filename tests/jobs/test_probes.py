@@ -207,7 +207,7 @@ def test_they_cost_four_queries_however_many_jobs_there_are_and_show_nothing_tha
 def reading():
     tail = Tail()
     tail.reader, tail.tasks = Reader(), ["one"]
-    tail.watchers = {"jobs.1": {"a page", "another"}, "home.1": {"a page"}}
+    tail.pages = {"a page", "another"}
     return tail
 
 
