@@ -71,7 +71,7 @@ def operations(request: HttpRequest) -> HttpResponse:
     dismissed = recent(jobs, dismissed=True)
     context = {
         **now(user.team),
-        "topics": [f"operations.{user.team.pk}"],
+        "topics": [f"operations.{user.team.pk}", *(["upkeep.all"] if user.is_staff else [])],
         "n_dismissed": dismissed.count(),
         "dismissed": dismissed.order_by("-dismissed_at")[:SHOWN] if request.GET.get("dismissed") else (),
     }

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from django.conf import settings
 from django.core.cache import cache
@@ -64,11 +65,17 @@ def database() -> str:
 
 
 def data_folder() -> str:
+    why = unwritable(settings.MISTUDIO_DATA)
+    return f"data folder: cannot be written, {why}" if why else ""
+
+
+def unwritable(folder: Path) -> str:
+    """Why not; empty where it can be written."""
     try:
-        with tempfile.TemporaryFile(dir=settings.MISTUDIO_DATA) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
     except OSError as error:
-        return f"data folder: cannot be written, {error.strerror}"
+        return error.strerror or str(error)
     return ""
 
 

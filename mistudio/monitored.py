@@ -152,7 +152,9 @@ def is_late(at: datetime, host: Host, now: datetime) -> bool:
 
 def look(host: Host, window: Window) -> Look:
     now, every = timezone.now(), host.facts.get("seconds", 0)
-    newest = host.samples.filter(resolution=READING).order_by("-at").first()
+    # A reading of a later time was taken while a clock was wrong.
+    readings = host.samples.filter(resolution=READING, at__lte=now + timedelta(seconds=LATE))
+    newest = readings.order_by("-at").first()
     late = newest is None or is_late(newest.at, host, now)
     step = min(LONGEST, window.length.total_seconds() / STEPS)
     return Look(host, newest, late, past(host.pk, every, window, int(now.timestamp() // step)))

@@ -1,7 +1,6 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from django.db import connection
 
 from jobs.doctor import counted, examines
 from jobs.ml.disk import size
+from jobs.probes import unwritable
 from mistudio.models import HubToken
 
 LITTLE, LOW = 10**9, 10**10  # bytes that are free: a problem, a warning
@@ -28,12 +28,9 @@ FLEETING = {
 @examines("data-folder")
 def data_folder() -> Iterator[CheckMessage]:
     folder = settings.MISTUDIO_DATA
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"1")
-    except OSError as error:
+    if why := unwritable(folder):
         hint = f"Give the user of this process the folder, or make room: {folder}"
-        yield Error(f"MISTUDIO_DATA cannot be written: {error.strerror}.", hint=hint)
+        yield Error(f"MISTUDIO_DATA cannot be written: {why}.", hint=hint)
     kind = file_system(folder, Path("/proc/self/mountinfo").read_text())
     yield from of_file_system(kind, connection.vendor)
     disk = shutil.disk_usage(folder)
