@@ -139,8 +139,7 @@ class Sae(nn.Module):
 
     def fit(self, x: Tensor, y: Tensor, support: Support, moment: Moment) -> Fit:
         """The training objective on x [B, D] and its target y [B, D_out]."""
-        a = support.encode(x, self.encoder())
-        seen = Seen(x, y, support, a, self.activate(a, support))
+        seen = self.seen(x, y, support)
         *inner, x_hat = self.reconstructions(seen)
         mse = squared_error(y, x_hat)
         terms = [*self.terms(seen, moment), *(("nested", 1.0, squared_error(y, part)) for part in inner)]
@@ -148,6 +147,15 @@ class Sae(nn.Module):
         fired = support.per_latent((seen.f.detach() != 0).to(x.dtype))
         parts = {name: torch.stack([v for other, _, v in terms if other == name]).sum() for name, _, _ in terms}
         return Fit(loss, x_hat, fired, {"mse": mse, **parts})
+
+    def seen(self, x: Tensor, y: Tensor, support: Support) -> Seen:
+        a = support.encode(x, self.encoder())
+        return Seen(x, y, support, a, self.activate(a, support))
+
+    @torch.no_grad()
+    def residual(self, x: Tensor, y: Tensor, support: Support) -> Tensor:
+        """y - x_hat [B, D_out]"""
+        return y - self.reconstructions(self.seen(x, y, support))[-1]
 
     def reconstructions(self, seen: Seen) -> list[Tensor]:
         """x_hat [B, D_out] last; before it those of the dictionaries within, where there are some."""

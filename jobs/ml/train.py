@@ -14,10 +14,11 @@ from jobs.ml.architectures import build
 from jobs.ml.config import BadConfig, Member
 from jobs.ml.errors import WithHint
 from jobs.ml.parallel import ALONE, Ranks
-from jobs.ml.revival import revive
+from jobs.ml.revival import revive, variance
 from jobs.ml.sae import TINY, Fit, Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.sites import Site
+from jobs.ml.support import Support
 
 LISTEN = 0.2  # seconds between two looks at what is being read
 REFRESH = 16  # steps between looks at which latents are dead: that takes a host sync on a GPU
@@ -138,12 +139,11 @@ class Trainer:
         self.sae.observe(x, support, moment)
         fired = torch.zeros_like(self.sae.b_enc)
         sums: dict[str, Tensor] = {}
-        size = self.config.micro_batch_tokens or len(x)
-        for start in range(0, len(x), size):
-            part, target = x[start : start + size], y[start : start + size]
-            own = support if len(part) == len(x) else support.part(start, start + len(part))
+        parts = list(self.parts(x, y, support))
+        scale = self.residual_variance(parts) if len(parts) > 1 and self.revives(moment.dead) else None
+        for part, target, own in parts:
             fit = self.sae.fit(part, target, own, moment)
-            loss = self.add_aux(fit, part, target, moment.dead)
+            loss = self.add_aux(fit, part, target, moment.dead, scale)
             share = len(part) / (len(x) * self.ranks.size)
             (loss * share).backward()
             for name, value in {"loss": loss, **fit.parts}.items():
@@ -153,15 +153,31 @@ class Trainer:
         self.ranks.sum(*gradients, fired, *sums.values())
         return sums, fired
 
-    def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor) -> Tensor:
+    def parts(self, x: Tensor, y: Tensor, support: Support) -> Iterator[tuple[Tensor, Tensor, Support]]:
+        """The micro-batches."""
+        size = self.config.micro_batch_tokens or len(x)
+        if size >= len(x):
+            yield x, y, support
+            return
+        for start in range(0, len(x), size):
+            end = min(start + size, len(x))
+            yield x[start:end], y[start:end], support.part(start, end)
+
+    def revives(self, dead: Tensor) -> bool:
+        return bool(self.config.options["aux_coefficient"]) and len(dead) > 0
+
+    def residual_variance(self, parts: Sequence[tuple[Tensor, Tensor, Support]]) -> Tensor:
+        """In the whole batch, of which no part knows: that takes a pass of its own."""
+        return variance(torch.cat([self.sae.residual(*part) for part in parts]), self.ranks)
+
+    def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor, scale: Tensor | None) -> Tensor:
         """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about
-        D, and so have the errors before training: the aux loss, a share, is brought to the same scale."""
-        coefficient = float(self.config.options["aux_coefficient"])
-        if not coefficient or not len(dead):
+        D, and so have the errors before training: the aux loss, a share, is brought to the same scale. scale: see
+        revive."""
+        if not self.revives(dead):
             return fit.loss
-        aux = revive(self.sae, x, (y - fit.x_hat).detach(), dead)
-        fit.parts["aux"] = aux
-        return fit.loss + coefficient * y.shape[1] * aux
+        fit.parts["aux"] = revive(self.sae, x, (y - fit.x_hat).detach(), dead, scale)
+        return fit.loss + float(self.config.options["aux_coefficient"]) * y.shape[1] * fit.parts["aux"]
 
     def look(self) -> int | None:
         """Finds out whether it diverged: that takes a host sync on a GPU."""
@@ -242,9 +258,7 @@ class Run(Generic[Source]):
                 yield from (self.tick() for _ in self.reading())
                 batch = self.coming.result() if self.coming else self.stream.batch(self.step)
                 if self.step == 0:
-                    sample = self.stream.sample()
-                    for trainer in self.trainers:
-                        trainer.begin(on(trainer.device, sample), on(trainer.device, batch))
+                    self.begin(batch)
                 more = self.read_ahead and self.step + 1 < self.config.steps
                 self.coming = reader.submit(self.stream.batch, self.step + 1) if more else None
                 metrics = self.update(batch, workers)
@@ -253,6 +267,14 @@ class Run(Generic[Source]):
                 if metrics[0]:
                     self.check()
                 yield self.tick(metrics if metrics[0] else ())
+
+    def begin(self, batch: Activations) -> None:
+        sample = self.stream.sample()
+        for device in dict.fromkeys(self.devices):
+            own_sample, own_batch = on(device, sample), on(device, batch)
+            for trainer in self.trainers:
+                if trainer.device == device:
+                    trainer.begin(own_sample, own_batch)
 
     def update(self, batch: Activations, workers: Executor) -> list[dict[str, float]]:
         """One step of every SAE. Those on different devices take it at the same time: where one waits for its device,
