@@ -17,7 +17,7 @@ from jobs.ml import checkpoint
 from jobs.ml.config import BadConfig
 from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.saelens import load_sae
-from jobs.ml.train import Run
+from jobs.ml.train import Run, Trainer
 from jobs.ranks import company, ending
 from tests.conftest import ROOT, free_port
 from tests.ml import ranks
@@ -102,6 +102,20 @@ def test_saes_that_are_dealt_out_to_devices_are_to_the_last_bit_what_they_are_on
     for n, name in enumerate(names):
         assert same(*(checkpoint.state_tensors(run.trainers[n]) for run in (one, two))), name
         assert same(*(metrics[n] for metrics in told)), name
+
+
+def test_what_a_run_begins_with_is_copied_once_to_each_device(tokens, monkeypatch) -> None:
+    given, begin = [], Trainer.begin
+
+    def told(trainer: Trainer, sample: Any, batch: Any) -> None:
+        given.append((trainer.device, sample, batch))
+        begin(trainer, sample, batch)
+
+    monkeypatch.setattr(Trainer, "begin", told)
+    run = Run([of_all("topk", seed) for seed in range(4)], ranks.stream(tokens), devices=["cpu", "cpu:0"])
+    ranks.ended(run, 1)
+    assert sorted(device for device, *_ in given) == ["cpu", "cpu", "cpu:0", "cpu:0"]
+    assert len({(id(sample), id(batch)) for _, sample, batch in given}) == 2
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_by_its_name(tokens) -> None:
