@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jobs import processes
-from jobs.errors import JobError, classify
+from jobs.errors import InvalidInput, JobError, classify
 
 if TYPE_CHECKING:
     from jobs.ml.parallel import Ranks
@@ -29,8 +29,9 @@ Process = subprocess.Popen[bytes]
 
 @contextlib.contextmanager
 def company(kind: str, params: dict[str, Any], n: int) -> "Iterator[Ranks]":
-    """n processes of this machine. The others are of this one's process group, and end with it, however it ends.
-    Raises JobError, with what is known of it, where one of them ended before its time."""
+    """n processes of this machine, for the part of a job that they share: what one does alone afterwards needs nobody.
+    The others are of this one's process group, and end with it, however it ends. Raises JobError or InvalidInput, with
+    what is known of it, where one of them ended before its time."""
     from torch.distributed import TCPStore
 
     from jobs.ml import parallel
@@ -40,12 +41,12 @@ def company(kind: str, params: dict[str, Any], n: int) -> "Iterator[Ranks]":
         return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, kills = TCPStore(HERE, 0, n, is_master=True, wait_for_workers=False), processes.oom_kills()
-    others = [
-        start({"kind": kind, "params": params, "rank": rank, "size": n, "port": store.port}) for rank in range(1, n)
-    ]
+    others: list[Process] = []
     over = threading.Event()
-    threading.Thread(target=watch, args=(others, over), name="watch of the others", daemon=True).start()
     try:
+        for rank in range(1, n):
+            others.append(start({"kind": kind, "params": params, "rank": rank, "size": n, "port": store.port}))
+        threading.Thread(target=watch, args=(others, over), name="watch of the others", daemon=True).start()
         wait_for(store, others)
         yield parallel.meet(parallel.Ranks(0, n), 0, n, store)
     except parallel.ProcessLost as lost:
@@ -92,7 +93,7 @@ def watch(others: list[Process], over: threading.Event) -> None:
             os._exit(1)
 
 
-def ending(others: list[Process], out_of_memory: bool) -> JobError | None:
+def ending(others: list[Process], out_of_memory: bool) -> JobError | InvalidInput | None:
     """How the first one ended of those that did not end well."""
     deadline = time.monotonic() + LAST_WORDS
     while time.monotonic() < deadline:
@@ -103,11 +104,14 @@ def ending(others: list[Process], out_of_memory: bool) -> JobError | None:
     return None
 
 
-def told_by(other: Process, code: int, name: str, out_of_memory: bool) -> JobError:
+def told_by(other: Process, code: int, name: str, out_of_memory: bool) -> JobError | InvalidInput:
     said = other.stdout.read() if other.stdout else b""
     with contextlib.suppress(ValueError):
         failure = json.loads(said)
-        return JobError(failure["code"], f"{name} failed: {failure['message']}", failure["hint"])
+        message = f"{name} failed: {failure['message']}"
+        if failure["field"]:
+            return InvalidInput(message, failure["hint"], failure["field"])
+        return JobError(failure["code"], message, failure["hint"])
     if code == -signal.SIGKILL and out_of_memory:
         return JobError("OUT_OF_MEMORY", f"The kernel killed {name.lower()} because memory ran out.")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -134,10 +138,12 @@ def main() -> int:
         return 0  # another one has to say why
     except BaseException as error:
         traceback.print_exc()
-        json.dump(asdict(classify(error)), said)
+        json.dump({**asdict(classify(error)), "field": getattr(error, "field", "")}, said)
         said.flush()
         time.sleep(1)  # those that fail for the same reason are not to meet a closed connection first
         return 1
+    finally:
+        parallel.leave()
     return 0
 
 

@@ -117,8 +117,7 @@ def run(params: Params, ctx: Context) -> dict[str, Any]:
     if (before := read(params, RESULT)).get("params") == told:
         return before["result"]
     ctx.stage("load")
-    with company("train_sae", asdict(params), params.processes) as ranks:
-        result = fit(params, ctx, ranks)
+    result = fit(params, ctx)
     store.write_json(Path(params.folder) / RESULT, {"params": told, "result": result})
     store.remove(Path(params.folder) / "checkpoints")
     return result
@@ -149,17 +148,23 @@ def begin(params: Params, ranks: "Ranks") -> "Run[Any]":
     return run
 
 
-def fit(params: Params, ctx: Context, ranks: "Ranks") -> dict[str, Any]:
+def fit(params: Params, ctx: Context) -> dict[str, Any]:
+    """The others help to train; to write the last checkpoint and to evaluate is the work of one."""
     from jobs.ml import training
     from jobs.ml.meter import Meter
 
-    meter = Meter()
-    run = begin(params, ranks)
-    ctx.log(training.source_of(run.stream) + (f", shared by {ranks.size} processes" if ranks.size > 1 else ""))
+    with company("train_sae", asdict(params), params.processes) as ranks:
+        meter = Meter()
+        run = begin(params, ranks)
+        ctx.log(training.source_of(run.stream) + (f", shared by {ranks.size} processes" if ranks.size > 1 else ""))
+        ctx.check()
+        if run.step:
+            ctx.log(f"goes on from step {run.step} of {run.config.steps}")
+        train(run, params, ctx)
+    save(run, params, ctx)
     ctx.check()
-    if run.step:
-        ctx.log(f"goes on from step {run.step} of {run.config.steps}")
-    train(run, params, ctx)
+    if not run.finished:  # it left the loop for a wish that a later one took back
+        return fit(params, ctx)
     for n, trainer in enumerate(run.trainers, 1):
         if trainer.diverged is not None:
             why = trainer.divergence()
@@ -182,12 +187,22 @@ def read(params: Params, name: str) -> dict[str, Any]:
     return store.read_json_if_there(Path(params.folder) / name)
 
 
+def save(run: "Run[Any]", params: Params, ctx: Context) -> float:
+    """A checkpoint; the seconds that it took."""
+    from jobs.ml import checkpoint
+
+    began = time.monotonic()
+    checkpoint.save(run, Path(params.folder) / "checkpoints")
+    cost = time.monotonic() - began
+    ctx.log(f"step {run.step:,}: checkpoint in {cost:.1f} s")
+    return cost
+
+
 def train(run: "Run[Any]", params: Params, ctx: Context) -> None:
-    """Until the last step, or until it is wished otherwise; the end is a checkpoint in every case."""
-    from jobs.ml import checkpoint, training
+    """Until the last step, or until it is wished otherwise. What it ended with is still to be saved."""
+    from jobs.ml import training
     from jobs.ml.meter import memory_now
 
-    folder = Path(params.folder) / "checkpoints"
     ctx.stage("train", total=run.config.steps * params.batch_tokens, unit="tokens")
     ctx.at(run.tokens)
     saved = told = time.monotonic()
@@ -204,20 +219,12 @@ def train(run: "Run[Any]", params: Params, ctx: Context) -> None:
             speed = (tick.tokens - tokens) / max(1e-6, now - told)
             ctx.metric(tick.step, **values, tokens_per_second=speed, memory=memory_now(run.device))
             told, tokens = now, tick.tokens
-        # Asked once: what is wished for between here and ctx.check() would find no checkpoint.
         wish = WISHES[run.ranks.told(WISHES.index(ctx.wish() or ""))]
-        if wish == "finish" and tick.step:  # there is nothing to keep before the first step
-            run.stopped = True
-            break
-        interrupted = wish in ("pause", "cancel", "stop")
-        began = time.monotonic()
+        run.stopped = wish == "finish" and tick.step > 0  # there is nothing to keep before the first step
+        if run.stopped or wish in ("pause", "cancel", "stop"):
+            return
         # A large SAE takes long to write: a twentieth of the time at most, unless every step is asked for.
         pause = max(params.checkpoint_seconds, 20 * cost) if params.checkpoint_seconds else 0
-        if interrupted or began - saved > pause:
-            checkpoint.save(run, folder)
+        if time.monotonic() - saved > pause:
+            cost = save(run, params, ctx)
             saved = time.monotonic()
-            cost = saved - began
-            ctx.log(f"step {tick.step:,}: checkpoint in {cost:.1f} s")
-        if interrupted:
-            ctx.check()
-    checkpoint.save(run, folder)

@@ -1,6 +1,8 @@
 """Several processes, and several devices, that train the SAEs of one run. The processes are real, and talk by gloo."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from jobs.context import Context
-from jobs.errors import InvalidInput, JobError, Paused
+from jobs.errors import InvalidInput, Paused
 from jobs.kinds import train_sae
 from jobs.ml import checkpoint
 from jobs.ml.config import BadConfig
 from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.saelens import load_sae
 from jobs.ml.train import Run, Trainer
-from jobs.ranks import company, ending
+from jobs.ranks import company, ending, start
 from tests.conftest import ROOT, free_port
 from tests.ml import ranks
 from tests.ml.test_kinds import Wishful, home, params, train_once  # noqa: F401  a fixture
@@ -134,6 +137,13 @@ def test_the_rows_of_all_processes_are_all_rows_once() -> None:
 # ---- the kind, whose other processes it starts itself
 
 
+class AloneInTheEnd(Context):
+    def stage(self, name: str, total: float = 0, unit: str = "") -> None:
+        if name == "evaluate":
+            assert not dist.is_initialized(), "the others are no longer needed"
+        super().stage(name, total, unit)
+
+
 @pytest.mark.slow
 def test_a_training_by_two_processes_that_is_paused_and_then_killed_ends_as_the_undisturbed_one(home, tmp_path) -> None:  # noqa: F811
     def mine(name: str, **changes: Any) -> train_sae.Params:
@@ -143,7 +153,7 @@ def test_a_training_by_two_processes_that_is_paused_and_then_killed_ends_as_the_
     def weights(name: str) -> bytes:
         return (tmp_path / name / "sae" / "sae_weights.safetensors").read_bytes()
 
-    told = train_sae.run(mine("through"), Context(1, 1, train_sae.STAGES))
+    told = train_sae.run(mine("through"), AloneInTheEnd(1, 1, train_sae.STAGES))
     assert told["processes"] == 2 and told["measured"]["runs"] == {}, "no measurement of the model alone"
     one = load_sae(home / "training" / "sae")
     assert torch.allclose(load_sae(tmp_path / "through" / "sae").W_dec, one.W_dec, atol=1e-5)
@@ -161,8 +171,9 @@ def test_a_training_by_two_processes_that_is_paused_and_then_killed_ends_as_the_
         ("import os; os.kill(os.getpid(), 9)", True, "OUT_OF_MEMORY", "The kernel killed process 3 of 3 because"),
         ("import sys; sys.exit(4)", False, "WORKER_LOST", "Process 3 of 3 ended with exit code 4, and"),
         (
-            "import json, sys; print(json.dumps({'code': 'DISK_FULL', 'message': 'no room', 'hint': 'make some'}));"
-            "sys.exit(1)", False, "DISK_FULL", "Process 3 of 3 failed: no room",
+            "import json, sys; print(json.dumps("
+            "{'code': 'DISK_FULL', 'message': 'no room', 'hint': 'make some', 'field': ''})); sys.exit(1)",
+            False, "DISK_FULL", "Process 3 of 3 failed: no room",
         ),
     ],
 )  # fmt: skip
@@ -175,10 +186,42 @@ def test_how_another_process_ended_is_told(code, out_of_memory, expected, said) 
     assert why.code == expected and why.message.startswith(said)
 
 
-def test_one_that_ends_before_it_began_keeps_nobody_waiting() -> None:
-    with pytest.raises(JobError, match="Process 2 of 2 failed: There is no kind of job “none”"):  # noqa: SIM117
-        with company("none", {}, 2):
+def test_one_that_ends_before_it_began_keeps_nobody_waiting_and_its_wrong_input_the_name_of_the_field() -> None:
+    wrong = {"model_folder": "/m", "tokens_folder": "/t", "folder": "/f", "tokens": 1, "saes": []}
+    with pytest.raises(InvalidInput, match="Process 2 of 2 failed: Give at least one SAE") as refused:  # noqa: SIM117
+        with company("train_sae", wrong, 2):
             pytest.fail("nobody came")
+    assert refused.value.field == "saes"
+
+
+def test_one_that_cannot_be_started_leaves_none_that_was(monkeypatch) -> None:
+    started: list[Any] = []
+
+    def start_one(told: dict[str, Any]) -> Any:
+        if started:
+            raise OSError(errno.EAGAIN, "no more processes")
+        started.append(start(told))
+        return started[0]
+
+    monkeypatch.setattr("jobs.ranks.start", start_one)
+    with pytest.raises(OSError, match="no more processes"), company("none", {}, 3):
+        pytest.fail("one is missing")
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def watching(before: str) -> subprocess.CompletedProcess:
+    """One process that watches another, which ends with exit code 4."""
+    code = (
+        "import subprocess, sys, threading; from jobs import ranks; ranks.PATIENCE = 0.2; over = threading.Event(); "
+        f"other = subprocess.Popen([sys.executable, '-c', 'raise SystemExit(4)']); {before}; ranks.watch([other], over)"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_one_whose_other_ended_does_not_wait_forever_while_they_share_work_and_goes_on_afterwards() -> None:
+    done = watching("other.wait()")
+    assert (done.returncode, "Another process of this job ended" in done.stderr) == (1, True)
+    assert watching("other.wait(); over.set()").returncode == 0
 
 
 def test_a_number_of_processes_that_do_not_share_a_batch_evenly_is_refused(home) -> None:  # noqa: F811
