@@ -24,7 +24,7 @@ def main() -> None:
         [scale * features.draw(options.batch_tokens, first + step) for step in range(n // options.batch_tokens)]
         for first, n in ((0, options.tokens), (2**31, options.held_out))
     )
-    sweep = Sweep(options, train, held_out, lambda learner: features.recovered(learner.rows()))
+    sweep = Sweep(options, "ground truth", train, held_out, lambda learner: features.recovered(learner.rows()))
     sweep.table(["mmcs", "mcc", "found", "fvu", "l0"])
 
 

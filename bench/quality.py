@@ -48,7 +48,9 @@ def main() -> None:
         {"width": 1024, "k": 32, "batch-tokens": 512, "tokens": 512 * 600, "held-out": 512 * 40},
         libraries=list(LIBRARIES),
     )  # fmt: skip
-    Sweep(options, *activations(options.tokens, options.held_out, options.batch_tokens)).table(["fvu", "l0", "dead"])
+    Sweep(options, SITE, *activations(options.tokens, options.held_out, options.batch_tokens)).table(
+        ["fvu", "l0", "dead"]
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ Run = dict[str, Any]
 @dataclass
 class Sweep:
     options: argparse.Namespace
+    data: str  # what they are activations of
     train: Sequence[Tensor]  # batches, in this order
     held_out: Sequence[Tensor]
     also: Callable[[Learner], dict[str, Any]] = lambda learner: {}  # what else is measured
@@ -44,8 +45,8 @@ class Sweep:
         """What came of a training, from the file where it is known."""
         options, file = self.options, Path(self.options.runs or os.devnull)
         made = {
-            "library": library, "architecture": architecture, "lr": lr, "seed": seed, "own": own,
-            **{name: getattr(options, name) for name in ("width", "tokens", "batch_tokens")},
+            "library": library, "architecture": architecture, "lr": lr, "seed": seed, "own": own, "data": self.data,
+            **{name: getattr(options, name) for name in ("width", "tokens", "batch_tokens", "held_out")},
         }  # fmt: skip
         known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if found := [run for run in known if made.items() <= run.items()]:
@@ -129,10 +130,16 @@ class Sweep:
                 if architecture in TRAINS[library]:
                     runs, others = self.best(library, architecture)
                     cells = [ARCHITECTURES[architecture].label, library]
-                    cells += [COLUMNS[name].format(statistics.mean(run[name] for run in runs)) for name in columns]
+                    cells += [told(name, [run[name] for run in runs]) for name in columns]
                     cells += [f"{runs[0]['lr']:.2g}", ", ".join(f"{run['fvu']:.4f}" for run in runs)]
                     cells += [", ".join(f"{run['lr']:.2g}: {run['fvu']:.4f}" for run in others)]
                     print("|", " | ".join(cells), "|", flush=True)
+
+
+def told(column: str, values: Sequence[float | None]) -> str:
+    """The mean; – where it was not measured."""
+    known = [value for value in values if value is not None]
+    return COLUMNS[column].format(statistics.mean(known)) if known else "–"
 
 
 COLUMNS = {"mmcs": "{:.3f}", "mcc": "{:.3f}", "found": "{:.1%}", "fvu": "{:.4f}", "l0": "{:.1f}", "dead": "{:.1%}"}
