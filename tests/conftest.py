@@ -1,4 +1,5 @@
 import functools
+import importlib.util
 import os
 import shutil
 import socket
@@ -19,6 +20,13 @@ from tests.settings import FOLDER
 ROOT = Path(__file__).resolve().parent.parent
 # Processes that tests start use the settings of the site, and find the tests' data folder in the environment.
 os.environ["DJANGO_SETTINGS_MODULE"] = "mistudio.settings"
+if importlib.util.find_spec(
+    "triton"
+):  # without a GPU its kernels are interpreted, which it decides when it is imported
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def require(name: str, there: bool, why: str) -> None:

@@ -177,6 +177,7 @@ class Sae(nn.Module):
         codes = self.active(x)
         return x.new_zeros(len(x), self.width).index_put_((codes.rows, codes.latents), codes.values)
 
+    @torch.no_grad()
     def decode_active(self, codes: Codes, x: Tensor) -> Tensor:
         """x_hat [B, D] of the codes of x [B, D]"""
         counts = torch.bincount(codes.rows, minlength=len(x))

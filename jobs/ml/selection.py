@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from jobs.ml import compiled
+from jobs.ml import compiled, fused
 from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.support import Dense, Linear, Sparse, Support
 
@@ -42,10 +42,14 @@ def largest(a: Tensor, k: int) -> Tensor:
     """
     B, M = a.shape
     n_groups = M // GROUP
-    if M % GROUP or n_groups < 4 * k or a.device.type != "cpu" or a.dtype not in compiled.INTEGERS:
+    if M % GROUP or n_groups < 4 * k or a.dtype not in compiled.INTEGERS:
         return a.topk(k, dim=1, sorted=False).indices
+    if fused.selects(a, k, GROUP):
+        return fused.largest(a, k, GROUP)
     if compiled.usable(a):
         return compiled.largest(a, k)
+    if a.device.type != "cpu":
+        return a.topk(k, dim=1, sorted=False).indices
     groups = first_largest(a.view(B, GROUP, n_groups).amax(1), torch.arange(n_groups), k)
     latents = (groups[:, None, :] + n_groups * torch.arange(GROUP)[:, None]).view(B, -1)
     return first_largest(a.gather(1, latents), latents, k).sort(1).values

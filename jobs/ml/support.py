@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from jobs.ml import fused
+
 gather_dot = torch.ops.aten._embedding_bag_per_sample_weights_backward
 COLUMNS = 64  # of a table that are gathered together where whole rows of all of it would leave a processor's cache
 CACHED = 2**20  # numbers in a table that stays there
@@ -71,16 +73,19 @@ class Support(Protocol):
 class Sparse:
     """Places in [B, M]: latents int64 [n], those of one row together; starts int64 [B], the first place of each row."""
 
-    def __init__(self, latents: Tensor, starts: Tensor, width: int, values: Tensor | None = None) -> None:
-        """values [n]: the pre-activations, where they are known to full precision."""
-        self.latents, self.starts, self.width, self.values = latents, starts, width, values
+    def __init__(
+        self, latents: Tensor, starts: Tensor, width: int, values: Tensor | None = None, k: int | None = None
+    ) -> None:
+        """values [n]: the pre-activations, where they are known to full precision. k: the places of each row, where all
+        have as many."""
+        self.latents, self.starts, self.width, self.values, self.k = latents, starts, width, values, k
 
     @classmethod
     def of_rows(cls, latents: Tensor, width: int, values: Tensor | None = None) -> "Sparse":
         """latents [B, k], and the values of the same shape"""
         B, k = latents.shape
         starts = torch.arange(0, B * k, k, device=latents.device)
-        return cls(latents.reshape(-1), starts, width, None if values is None else values.reshape(-1))
+        return cls(latents.reshape(-1), starts, width, None if values is None else values.reshape(-1), k)
 
     @classmethod
     def of_pairs(cls, rows: Tensor, latents: Tensor, n_rows: int, width: int, values: Tensor | None = None) -> "Sparse":
@@ -99,9 +104,9 @@ class Sparse:
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The places sorted by latent [n], their rows [n], the first of each latent [M]."""
         small = torch.int16 if self.width <= 2**15 else torch.int32  # sorted in a fraction of the time
-        places = self.latents.to(small).argsort(stable=True)
-        counts = torch.bincount(self.latents, minlength=self.width)
-        return places, self.rows[places], counts.cumsum(0) - counts
+        latents, places = self.latents.to(small).sort(stable=True)
+        first = torch.searchsorted(latents, torch.arange(self.width, dtype=small, device=latents.device))
+        return places, self.rows[places], first
 
     def encode(self, x: Tensor, encoder: Linear) -> Tensor:
         return Encode.apply(x, *encoder, self)
@@ -113,6 +118,8 @@ class Sparse:
         return latents.index_select(0, self.latents)
 
     def per_latent(self, f: Tensor) -> Tensor:
+        if fused.usable(f) and not f.requires_grad:
+            return self.sum_rows(f, f.new_ones(len(self.starts), 1)).flatten()
         return f.new_zeros(self.width).index_add_(0, self.latents, f)
 
     def per_row(self, f: Tensor) -> Tensor:
@@ -124,10 +131,15 @@ class Sparse:
         return within.decode(f[kept], W[first:last])
 
     def part(self, start: int, end: int) -> "Sparse":
-        first = int(self.starts[start])
-        last = int(self.starts[end]) if end < len(self.starts) else len(self.latents)
+        first, last = self.place(start), self.place(end)
         values = None if self.values is None else self.values[first:last]
-        return Sparse(self.latents[first:last], self.starts[start:end] - first, self.width, values)
+        return Sparse(self.latents[first:last], self.starts[start:end] - first, self.width, values, self.k)
+
+    def place(self, row: int) -> int:
+        """The first of the row."""
+        if self.k is not None:
+            return row * self.k
+        return int(self.starts[row]) if row < len(self.starts) else len(self.latents)
 
     def codes(self, f: Tensor) -> Codes:
         kept = f.nonzero().flatten()
@@ -140,11 +152,15 @@ class Sparse:
 
     def dot_rows(self, vectors: Tensor, table: Tensor) -> Tensor:
         """[n]: the products of V [B, D] with the routed rows of a table [M, D]."""
+        if fused.usable(table):
+            return fused.gather_dot(vectors, table, self.latents, self.starts)
         return gather_dot(vectors.contiguous(), table, self.latents, self.starts, self.rows, 0)
 
 
 def gather_sum(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """[S, D]: the rows [n] of a table [N, D], weighted [n], summed from each of the starts [S] to the next."""
+    if fused.usable(table):
+        return fused.gather_sum(table, rows, starts, weights)
     often = len(rows) >= OFTEN * len(table) and table.numel() > CACHED
     if table.device.type != "cpu" or not often:
         return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)

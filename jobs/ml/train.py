@@ -81,7 +81,7 @@ class Trainer:
         self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
         self.silent = torch.zeros(config.width, dtype=torch.long, device=device)  # tokens since each latent fired
         self.dead = torch.zeros(config.width, dtype=torch.bool, device=device)  # as of the last look
-        self.dead_latents = self.dead.nonzero().flatten()
+        self.dead_latents = torch.empty(0, dtype=torch.long, device=device)
         self.bad_step = torch.full((), -1, dtype=torch.long, device=device)  # first one whose loss was not finite
         self.diverged: int | None = None  # that step, as of the last look: it learns no more
 
