@@ -37,6 +37,8 @@ def best(work: Callable[[], object], rounds: int) -> Clock:
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     return min(wall for wall, _ in times), min(cpu for _, cpu in times)
 
@@ -92,7 +94,7 @@ def bench_training(options: argparse.Namespace, tokens_folder: str) -> TopK:
         f"  sparse is {dense[1] / sparse[1]:.1f} times as fast as dense in processor time, "
         f"{dense[0] / sparse[0]:.1f} in wall time"
     )
-    dead, residual = torch.arange(min(300, options.width)), torch.randn_like(x)
+    dead, residual = torch.arange(min(300, options.width), device=x.device), torch.randn_like(x)
     report("  reviving 300 dead latents", n, best(lambda: revive(sae, x, residual, dead).backward(), options.rounds))
     folded = trainer.export()
     assert isinstance(folded, TopK)
@@ -130,7 +132,7 @@ def main() -> None:
         clock = best(tokenize, 1)
         report("tokenize and pack", counts["document_tokens"], clock)
         sae = bench_training(options, str(folder / "tokens"))
-        model, held_out = load_model(options.model), TokenShards(folder / "tokens", "held_out")
+        model, held_out = load_model(options.model, str(sae.W_dec.device)), TokenShards(folder / "tokens", "held_out")
         n = options.scan_tokens
         clock = best(lambda: scan(model, sae, options.site, held_out, folder / "scan", tokens=n), 1)
         report("scan", min(n, held_out.n_tokens), clock)

@@ -1,4 +1,4 @@
-"""An SAE in training here and in the libraries of others, under one interface.
+"""An SAE in training here and in the libraries of others, under one interface, on the device of its first batch.
 
 Each does the step of its own library, with that library's initialisation, optimiser, clipping and normalisations. A
 TrainConfig says to all of them: width, batch, steps, learning rate and when it rises and falls, k, the weight of the
@@ -35,7 +35,8 @@ class Learner(Protocol):
 
 class Ours:
     def __init__(self, config: TrainConfig, x: Tensor) -> None:
-        self.trainer = Trainer(Member(config, (SITE,)), {SITE: Site(SITE, x.shape[1], "", "input")})
+        site = Site(SITE, x.shape[1], "", "input")
+        self.trainer = Trainer(Member(config, (SITE,)), {SITE: site}, str(x.device))
         self.trainer.begin({SITE: x}, {SITE: x})
         self.steps = 0
 
@@ -62,12 +63,13 @@ class SaeLens:
 
         torch.manual_seed(config.seed)
         name, own = saelens_options(config)
-        made = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=x.shape[1], d_sae=config.width, **own)
+        device = str(x.device)
+        made = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=x.shape[1], d_sae=config.width, device=device, **own)
         run = SAETrainerConfig(
             total_training_samples=config.steps * config.batch_tokens, train_batch_size_samples=config.batch_tokens,
             lr=config.peak_lr, lr_end=config.peak_lr / 10, lr_warm_up_steps=config.warmup,
             lr_decay_steps=round(config.steps * config.lr_decay_share),
-            dead_feature_window=config.dead_window // config.batch_tokens, device="cpu",
+            dead_feature_window=config.dead_window // config.batch_tokens, device=device,
         )  # fmt: skip
         sae = getattr(sae_lens, f"{name}TrainingSAE")(made)
         self.trainer = SAETrainer(cfg=run, sae=sae, data_provider=iter(()))
@@ -120,8 +122,8 @@ class DictionaryLearning:
         self.scale = 1 / float(x.square().sum(1).mean().sqrt())
         torch.manual_seed(config.seed)
         self.trainer = getattr(import_module(f"dictionary_learning.trainers.{module}"), cls)(
-            steps=config.steps, activation_dim=x.shape[1], dict_size=config.width, layer=0, lm_name="", device="cpu",
-            lr=config.peak_lr, warmup_steps=config.warmup, seed=config.seed,
+            steps=config.steps, activation_dim=x.shape[1], dict_size=config.width, layer=0, lm_name="",
+            device=str(x.device), lr=config.peak_lr, warmup_steps=config.warmup, seed=config.seed,
             decay_start=config.steps - round(config.steps * config.lr_decay_share), **self.options(config),
         )  # fmt: skip
         self.trainer.dead_feature_threshold = config.dead_window
@@ -168,7 +170,7 @@ class Sparsify:
 
         torch.manual_seed(config.seed)
         made = SparseCoderConfig(num_latents=config.width, k=int(config.options["k"]))
-        self.sae = SparseCoder(x.shape[1], made, dtype=torch.float32)
+        self.sae = SparseCoder(x.shape[1], made, device=x.device, dtype=torch.float32)
         self.sae.b_dec.data = x.mean(0)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=1.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, config.lr_at)
@@ -212,7 +214,7 @@ def sparsity_warmup(config: TrainConfig) -> int:
 
 def measure(learner: Learner, batches: list[Tensor]) -> dict[str, float]:
     """FVU, L0, and the share of latents that are active on no row. Sums in float64."""
-    error, fired, n = 0.0, torch.zeros(len(learner.rows())), 0
+    error, fired, n = 0.0, torch.zeros(len(learner.rows()), device=batches[0].device), 0
     mean = torch.stack([x.double().sum(0) for x in batches]).sum(0) / sum(map(len, batches))
     variance = sum(float((x.double() - mean).square().sum()) for x in batches)
     for x in batches:

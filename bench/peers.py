@@ -3,8 +3,11 @@
 /path/to/python -m bench.peers, with a Python that has torch, sae-lens, eai-sparsify and dictionary-learning beside
 miStudio's dependencies
 
-Milliseconds of processor time per step, medians over `--rounds` of `--steps` each. The step before them is not counted:
-in it a library takes back the memory that the one before it gave up. What a step is: libraries.py.
+Milliseconds of processor time per step, on a GPU of wall time until it is done; medians over `--rounds` of `--steps`
+each. The step before them is not counted: in it a library takes back the memory that the one before it gave up. What a
+step is: libraries.py. The size of a large SAE on a GPU, in bfloat16 as far as each library does that:
+
+python -m bench.peers --device cuda --autocast --d-in 2304 --width 65536 --k 64 --batch-tokens 8192
 """
 
 import argparse
@@ -33,7 +36,22 @@ def step_of(library: str, architecture: str, selection: str, options: argparse.N
         options.width, 10**9, architecture, {"k": options.k}, batch_tokens=len(x), lr=1e-3, selection=selection,
         log_every=10**6,
     )  # fmt: skip
-    return LIBRARIES[library](config, x).step
+    step = LIBRARIES[library](config, x).step
+    if not options.autocast or library == OURS:
+        return step
+
+    def in_bfloat16(x: torch.Tensor) -> None:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            step(x)
+
+    return in_bfloat16
+
+
+def now(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def main() -> None:
@@ -41,10 +59,12 @@ def main() -> None:
     sizes = {"batch-tokens": 4096, "d-in": 384, "width": 6144, "k": 32, "rounds": 5, "steps": 3, "threads": 1}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autocast", action="store_true", help="the others multiply in bfloat16, by torch.autocast")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    batches = torch.randn(4, options.batch_tokens, options.d_in)
+    batches = torch.randn(4, options.batch_tokens, options.d_in).to(options.device)
     steps: dict[str, Step] = {}
     for library, architecture, chosen in CASES:
         name = f"{library} {ARCHITECTURES[architecture].label}" + (f" {chosen}" if library == OURS else "")
@@ -53,11 +73,11 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, step in steps.items():
             for turn in range(options.steps + 1):
-                started = time.process_time()
+                started = now(options.device)
                 step(batches[turn % len(batches)])
                 if turn:
-                    times[name].append(time.process_time() - started)
-    print(f"{vars(options)}, ms of processor time per step, and SAELens' and sparsify's TopK as multiples of it")
+                    times[name].append(now(options.device) - started)
+    print(f"{vars(options)}, ms per step, and SAELens' and sparsify's TopK as multiples of it")
     medians = {name: 1000 * statistics.median(spent) for name, spent in times.items()}
     for name, ms in medians.items():
         print(f"{name:28s} {ms:8.0f} ms {medians['SAELens TopK'] / ms:6.2f} {medians['sparsify TopK'] / ms:6.2f}")

@@ -127,9 +127,9 @@ class Trainer:
         if (bad := self.look()) is not None:
             return {"diverged": bad}
         deviation = squared_deviation(y, self.ranks).clamp_min(TINY)
-        sums |= {"fvu": sums["mse"] * rows / deviation, "l0": fired.sum() / rows}
-        dead = (self.silent >= self.config.dead_window).float().mean()
-        return {name: float(value) for name, value in {**sums, "grad_norm": norm, "dead": dead}.items()} | {"lr": lr}
+        sums |= {"fvu": sums["mse"] * rows / deviation, "l0": fired.sum() / rows, "grad_norm": norm}
+        sums["dead"] = (self.silent >= self.config.dead_window).float().mean()
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) | {"lr": lr}
 
     def gather_gradients(self, x: Tensor, y: Tensor, moment: Moment) -> tuple[dict[str, Tensor], Tensor]:
         """Backward over the batch x [B, D], y [B, D_out] in micro-batches: what the loss is the sum of, as scalars on
