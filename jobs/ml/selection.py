@@ -14,7 +14,7 @@ from jobs.ml import compiled, fused
 from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.support import Dense, Linear, Sparse, Support
 
-CHUNK = {"cpu": 3 * 2**19, "cuda": 2**29}  # pre-activations held at once
+CHUNK = {"cpu": 3 * 2**20, "cuda": 2**29}  # pre-activations held at once
 GROUP = 16  # latents of which a first pass sees only the largest
 SPARSE = 1 / 8  # of all places, at most: else whole matrices are faster
 SAMPLE_ROWS = 64  # that a threshold for the whole batch is guessed on

@@ -7,6 +7,7 @@ once: over "entries", which are the routed places [n] of a `Sparse` support, or 
 """
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,8 @@ gather_dot = torch.ops.aten._embedding_bag_per_sample_weights_backward
 COLUMNS = 64  # of a table that are gathered together where whole rows of all of it would leave a processor's cache
 CACHED = 2**20  # numbers in a table that stays there
 OFTEN = 8  # times that a row is to be gathered for that to pay
+BLOCK = 3 * 2**17  # numbers in vectors that stay in a processor's own cache while they meet all rows of a table
+TWICE = 2  # times that they must meet each for that to pay
 
 
 class Codes(NamedTuple):
@@ -79,6 +82,7 @@ class Sparse:
         """values [n]: the pre-activations, where they are known to full precision. k: the places of each row, where all
         have as many."""
         self.latents, self.starts, self.width, self.values, self.k = latents, starts, width, values, k
+        self.orders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # see in_blocks
 
     @classmethod
     def of_rows(cls, latents: Tensor, width: int, values: Tensor | None = None) -> "Sparse":
@@ -100,12 +104,16 @@ class Sparse:
         rows = torch.arange(len(self.starts), device=self.latents.device)
         return rows.repeat_interleave(counts, output_size=len(self.latents))
 
+    @property
+    def small(self) -> torch.dtype:
+        """Of latents that are sorted in a fraction of the time."""
+        return torch.int16 if self.width <= 2**15 else torch.int32
+
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The places sorted by latent [n], their rows [n], the first of each latent [M]."""
-        small = torch.int16 if self.width <= 2**15 else torch.int32  # sorted in a fraction of the time
-        latents, places = self.latents.to(small).sort(stable=True)
-        first = torch.searchsorted(latents, torch.arange(self.width, dtype=small, device=latents.device))
+        latents, places = self.latents.to(self.small).sort(stable=True)
+        first = torch.searchsorted(latents, torch.arange(self.width, dtype=self.small, device=latents.device))
         return places, self.rows[places], first
 
     def encode(self, x: Tensor, encoder: Linear) -> Tensor:
@@ -154,7 +162,24 @@ class Sparse:
         """[n]: the products of V [B, D] with the routed rows of a table [M, D]."""
         if fused.usable(table):
             return fused.gather_dot(vectors, table, self.latents, self.starts)
-        return gather_dot(vectors.contiguous(), table, self.latents, self.starts, self.rows, 0)
+        vectors, size = vectors.contiguous(), BLOCK // vectors.shape[1]
+        often = size * len(self.latents) >= TWICE * len(self.starts) * len(table) and size < len(self.starts)
+        if table.device.type != "cpu" or not often or table.numel() <= CACHED:
+            return gather_dot(vectors, table, self.latents, self.starts, self.rows, 0)
+        places, latents, rows = self.in_blocks(size)
+        found = gather_dot(vectors, table, latents, self.starts, rows, 0)
+        return torch.empty_like(found).scatter_(0, places, found)
+
+    def in_blocks(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The places by block of `size` rows, by latent within each [n]; their latents, and their rows."""
+        if size not in self.orders:
+            ends = [self.place(row) for row in range(0, len(self.starts), size)] + [len(self.latents)]
+            blocks = [
+                self.latents[first:end].to(self.small).argsort(stable=True) + first for first, end in pairwise(ends)
+            ]
+            places = torch.cat(blocks)
+            self.orders[size] = places, self.latents[places], self.rows[places]
+        return self.orders[size]
 
 
 def gather_sum(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.ml import compiled, selection
+from jobs.ml import compiled, selection, support
 from jobs.ml.config import Member, TrainConfig
 from jobs.ml.sites import Site
 from jobs.ml.train import Trainer
@@ -100,3 +100,19 @@ def test_a_training_has_the_same_weights_compiled_and_plain(architecture, precis
     monkeypatch.setattr(compiled, "INSTALLED", False)
     plain = trained()
     assert all(torch.equal(fast[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("k", [None, 6])
+def test_products_taken_block_by_block_are_to_the_last_bit_those_taken_row_by_row(k, monkeypatch) -> None:
+    torch.manual_seed(0)
+    counts = torch.full((50,), k) if k else torch.randint(0, 16, (50,))
+    latents, starts = torch.randint(40, (int(counts.sum()),)), counts.cumsum(0) - counts
+    vectors, table = torch.randn(50, 24), torch.randn(40, 24)
+    row_by_row = support.Sparse(latents, starts, 40, k=k).dot_rows(vectors, table)
+    monkeypatch.setattr(support, "CACHED", 0)
+    monkeypatch.setattr(support, "BLOCK", 16 * 24)
+    in_blocks = support.Sparse(latents, starts, 40, k=k)
+    assert torch.equal(in_blocks.dot_rows(vectors, table), row_by_row)
+    [(places, of_places, rows)] = in_blocks.orders.values()
+    assert (rows // 16 * 40 + of_places).diff().min() >= 0, "so that a row of the table is met often while it is near"
+    assert torch.equal(places.sort().values, torch.arange(len(latents)))
