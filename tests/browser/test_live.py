@@ -157,6 +157,7 @@ def test_what_was_typed_survives_the_news(page, sleepy):
     expect(page.locator("[data-search]")).to_have_value("half a word")
 
 
+@pytest.mark.slow
 def test_without_a_socket_the_page_asks(page, sleepy):
     page.route_web_socket("**/live/**", lambda socket: socket.close(code=1008))
     page.clock.install()

@@ -47,6 +47,7 @@ def test_the_points_of_a_chart_increase(monitor):
     raise AssertionError(f"{before} points, and no more")
 
 
+@pytest.mark.slow
 def test_the_indicator_tells_the_way_of_the_readings_or_since_when_there_are_none(monitor):
     page, sockets = monitor, []
 

@@ -44,6 +44,7 @@ def old_training(apps, name, **fields):
     return rows_of(apps, "Training").create(**parts, tokenization=tokens, name=name, **{**known, **fields})
 
 
+@pytest.mark.slow
 def test_the_cache_that_a_training_read_is_its_only_share_and_comes_back(migrated):
     old = migrated(BEFORE)
     reads = old_training(old, "reads", cache="stored", width=32)
@@ -56,6 +57,7 @@ def test_the_cache_that_a_training_read_is_its_only_share_and_comes_back(migrate
     assert kept == {reads.pk: reads.activation_cache_id, computes.pk: None}
 
 
+@pytest.mark.slow
 def test_what_was_one_number_is_text_and_k_is_an_option(migrated):
     old = migrated(SHARES)
     topk = old_training(old, "topk", width=4096, lr=3e-4, seed=7, k=32)

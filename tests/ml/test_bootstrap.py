@@ -5,6 +5,7 @@ import torch
 from jobs.ml import bootstrap
 from jobs.ml.bootstrap import Formula, UnitSums, ratio
 from jobs.ml.boundaries import Boundaries
+from jobs.ml.directions import similarity
 from jobs.ml.evaluate import evaluate, measure
 from jobs.ml.packing import pack
 from jobs.ml.reconstruction import Reconstruction
@@ -183,11 +184,11 @@ def test_the_histogram_of_densities_holds_every_latent_that_fires(found) -> None
     assert histogram["edges"][-1] == 0 and 10 ** histogram["edges"][0] <= 1 / found["counts"]["tokens"]
 
 
-def test_near_duplicates_are_those_whose_rows_point_the_same_way(found) -> None:
+def test_near_duplicates_are_those_whose_rows_point_the_same_way() -> None:
     sae = random_sae()
     rows = torch.nn.functional.normalize(sae.W_dec.double(), dim=1)
     nearest = (rows @ rows.T - 2 * torch.eye(M)).max(1).values
-    figures = found["figures"]
+    figures = similarity(sae)
     assert figures["nearest_decoder_cosine"]["value"] == pytest.approx(nearest.mean().item(), abs=1e-6)
     assert figures["share_of_near_duplicates"]["value"] == (nearest > 0.9).double().mean()
 

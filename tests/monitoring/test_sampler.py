@@ -199,6 +199,7 @@ def test_when_the_lead_is_killed_the_other_web_process_goes_on(web_processes):
     assert coarse.n == finer.count()
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_host_without_a_site_has_a_command_that_keeps_its_readings():
     environment = {**os.environ, "MISTUDIO_MONITOR_SECONDS": "1"}

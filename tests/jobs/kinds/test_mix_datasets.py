@@ -129,6 +129,7 @@ def mix_in_small_shards(parts, folder) -> None:
     mix(parts, folder, ends="all")
 
 
+@pytest.mark.slow
 def test_a_mixture_killed_with_no_warning_ends_with_the_same_bytes(home):
     parts = [part(home / "a"), part(home / "b")]
     calm = mix(parts, home / "calm", ends="all")
