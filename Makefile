@@ -24,7 +24,7 @@ run: .venv/ready
 	@$(MANAGE) studio
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(ARGS)
 
 # Other libraries, in an environment of their own: two of what they bring break them on a machine without a GPU.
 .peers/ready:
