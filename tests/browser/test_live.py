@@ -190,7 +190,8 @@ def test_a_silent_server_is_said_and_news_come_again(page, sleepy):
     assert percent(page) > before
 
 
-def test_keys_lead_to_the_search_and_can_be_turned_off(page):
+def test_keys_lead_to_the_search_and_can_be_turned_off(page, shell):
+    shell(ENDED.format("to be searched for"))
     page.goto("/models/new/")
     page.goto("/jobs/")
     page.keyboard.press("/")
