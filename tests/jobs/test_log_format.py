@@ -113,7 +113,7 @@ execute_from_command_line(["manage.py", *sys.argv[2:]])
 @pytest.mark.django_db(transaction=True)
 def test_who_supervises_a_job_speaks_of_it_until_it_ends(sleepy):
     seen = []
-    job = run_here(sleepy(steps=3), on_look=lambda job: seen.append(dict(job_here)))
+    job = run_here(sleepy(steps=10, seconds=0.1), on_look=lambda job: seen.append(dict(job_here)))
     assert job.state == "succeeded" and seen
     assert all(facts == {"job": job.pk, "kind": "sleepy", "attempt": 1, "user": None} for facts in seen)
     assert not job_here
