@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from mistudio.figures import Line, lines_chart
 from mistudio.formats import NONE, binary, significant, thousands
-from monitoring.history import READING, Interval, history
+from monitoring.history import AHEAD, READING, Interval, history
 from monitoring.models import Host, Sample
 
 POINTS = 120  # of a line, at least: a figure is 300 units wide
@@ -152,9 +152,7 @@ def is_late(at: datetime, host: Host, now: datetime) -> bool:
 
 def look(host: Host, window: Window) -> Look:
     now, every = timezone.now(), host.facts.get("seconds", 0)
-    # A reading of a later time was taken while a clock was wrong.
-    readings = host.samples.filter(resolution=READING, at__lte=now + timedelta(seconds=LATE))
-    newest = readings.order_by("-at").first()
+    newest = host.samples.filter(resolution=READING, at__lte=now + AHEAD).order_by("-at").first()
     late = newest is None or is_late(newest.at, host, now)
     step = min(LONGEST, window.length.total_seconds() / STEPS)
     return Look(host, newest, late, past(host.pk, every, window, int(now.timestamp() // step)))

@@ -14,7 +14,8 @@ from monitoring.reading import Values
 
 
 def overview(hosts: Sequence[Host]) -> list[dict[str, Any]]:
-    read, now = newest(), timezone.now()
+    now = timezone.now()
+    read = newest(now)
     alerts = Counter(Alert.objects.loud().values_list("host", flat=True))
     rows = []
     for host in hosts:

@@ -17,6 +17,7 @@ from monitoring.reading import KEPT, Values, rounded, series_of
 
 READING, *COARSER = KEPT
 MOST_ROLLED, MOST_DELETED = 2000, 500  # rows at a time
+AHEAD = timedelta(seconds=10)  # of the clock here: a reading of a later time was taken while a clock was wrong
 
 
 def moment(seconds: float) -> datetime:
@@ -131,9 +132,9 @@ def resolution_for(since: datetime, until: datetime, points: int, now: datetime)
     return max(enough, default=min(reaching))
 
 
-def newest() -> dict[int, Sample]:
+def newest(now: datetime) -> dict[int, Sample]:
     """Of each host its last reading, or what is left of it; none of a host without. In one query."""
-    of_host = Sample.objects.filter(host=OuterRef("pk"))
+    of_host = Sample.objects.filter(host=OuterRef("pk"), at__lte=now + AHEAD)
     last = {f"of_{one}": Subquery(of_host.filter(resolution=one).order_by("-at").values("pk")[:1]) for one in KEPT}
     found = Host.objects.annotate(newest=Coalesce(*last.values())).values("newest")
     return {sample.host_id: sample for sample in Sample.objects.filter(pk__in=found).select_related("host")}

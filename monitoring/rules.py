@@ -69,7 +69,7 @@ def disk(values: Values) -> dict[str, float]:
 
 def silent_hosts(now: datetime) -> dict[tuple[str, str], float]:
     """Up to three intervals are no silence."""
-    ages = {sample.host: (now - sample.at).total_seconds() for sample in newest().values()}
+    ages = {sample.host: (now - sample.at).total_seconds() for sample in newest(now).values()}
     return {
         (host.name, ""): age if age > 3 * host.facts.get("seconds", 0) else 0.0
         for host, age in ages.items()

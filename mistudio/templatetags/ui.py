@@ -192,21 +192,21 @@ def ago(value: Any) -> SafeString:
 @register.filter
 def clock(value: Any) -> SafeString:
     """<time>: 09:11 today, 19 Nov 17:05 on another day."""
-    if not isinstance(value, datetime):
-        return mark_safe(NONE)
-    here = timezone.localtime(value)
-    today = here.date() == timezone.localtime().date()
-    return time_tag(value, f"{here:%H:%M}" if today else f"{here.day} {here:%b %H:%M}")
+    return at_time(value, "%H:%M")
 
 
 @register.filter
 def moment(value: Any) -> SafeString:
     """<time>: 09:11:05 today, 19 Nov 17:05:00 on another day."""
+    return at_time(value, "%H:%M:%S")
+
+
+def at_time(value: Any, form: str) -> SafeString:
     if not isinstance(value, datetime):
         return mark_safe(NONE)
     here = timezone.localtime(value)
     today = here.date() == timezone.localtime().date()
-    return time_tag(value, f"{here:%H:%M:%S}" if today else f"{here.day} {here:%b %H:%M:%S}")
+    return time_tag(value, f"{here:{form}}" if today else f"{here.day} {here:%b} {here:{form}}")
 
 
 def time_tag(value: datetime, text: str) -> SafeString:

@@ -36,10 +36,10 @@ def newest(model: type[Any]) -> int:
 
 
 def of_room(room: str, model: type[Any]) -> Iterator[Step]:
-    there = set(model._default_manager.values_list("pk", flat=True))
+    there, last = set(model._default_manager.values_list("pk", flat=True)), newest(model)
     for folder in strays(settings.MISTUDIO_DATA / room, there).folders:
         what = f"{room}/{folder.name}"
-        if int(folder.name) > newest(model):
+        if int(folder.name) > last:
             said = f"{what} belongs to no row, and is newer than all: was the database set back? If not, delete it."
             yield Step(what, "folder left", None, bytes=bytes_of(folder), wrong=said)
         elif not in_use(folder):
@@ -48,8 +48,10 @@ def of_room(room: str, model: type[Any]) -> Iterator[Step]:
 
 def in_use(folder: Path) -> bool:
     """Somebody wrote there a short while ago, or an unfinished job may."""
-    touched = max(map(touched_at, (folder, *folder.rglob("*"))))
-    return touched > clock.time() - OLD or any(f"{folder}{end}" in unfinished_params() for end in '"/')
+    if max(map(touched_at, (folder, *folder.rglob("*")))) > clock.time() - OLD:
+        return True
+    params = unfinished_params()
+    return any(f"{folder}{end}" in params for end in '"/')
 
 
 def touched_at(path: Path) -> float:

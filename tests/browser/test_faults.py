@@ -30,8 +30,9 @@ def job(shell):
 
 
 def stays_and_shows(page, percent):
+    """Whether it is the document that was opened, once it shows this."""
     expect(page.locator(".pct").first).to_have_text(re.compile(rf"^\s*{percent}\.0\s*%"), timeout=60_000)
-    assert page.evaluate("() => window.stayed"), "it was not loaded again"
+    return page.evaluate("() => window.stayed")
 
 
 def open_page(page, address):
@@ -45,10 +46,10 @@ def test_a_restarted_site_finds_its_pages_again(page, studio, shell, job):
     studio.stop()
     shell(CHANGE.format(pk=job, percent=42))
     studio.start()
-    stays_and_shows(page, 42)
+    assert stays_and_shows(page, 42)
     link(page, "Live")
     shell(CHANGE.format(pk=job, percent=43))
-    stays_and_shows(page, 43)
+    assert stays_and_shows(page, 43)
 
 
 class Wire:
@@ -92,7 +93,7 @@ def test_a_network_that_is_cut_in_the_middle_of_a_frame_leaves_the_page_right(ch
     for percent in (51, 52, 53):
         wire.cut = True
         shell(CHANGE.format(pk=job, percent=percent))
-        stays_and_shows(page, percent)
+        assert stays_and_shows(page, percent)
         link(page, "Live")
     assert wire.cuts == 3
     context.close()

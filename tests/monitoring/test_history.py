@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from monitoring import history as module
-from monitoring.history import history, record, roll_up, tidy
+from monitoring.history import history, newest, record, roll_up, tidy
 from monitoring.models import Host, Sample
 from monitoring.reading import KEPT
 
@@ -50,6 +50,13 @@ def test_a_coarser_row_holds_mean_and_peak_of_a_complete_interval(host):
 def test_of_two_readings_of_one_moment_the_later_one_is_kept(host):
     record(host, [(START, {"load.1": 1}), (after(2), {"load.1": 2}), (START, {"load.1": 3})])
     assert rows(host, 1) == [(0, 1, {"load.1": 3}, {}), (2, 1, {"load.1": 2}, {})]
+
+
+def test_a_reading_with_a_clock_that_was_wrong_is_not_the_newest(host):
+    write(host, [1, 2])
+    write(host, [9], start=3600)
+    assert newest(after(4))[host.pk].mean == {"load.1": 2}
+    assert newest(after(3600))[host.pk].mean == {"load.1": 9}
 
 
 def test_readings_weigh_the_same_and_peaks_survive_in_every_resolution(host):
