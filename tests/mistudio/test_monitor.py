@@ -254,6 +254,12 @@ def test_a_new_reading_is_in_the_next_fragment(alice):
     assert "48.0" in after and "48.0" not in before
 
 
+def test_a_reading_with_a_clock_that_was_wrong_is_not_shown_as_now(alice):
+    made = host()
+    record(made, [(timezone.now() + timedelta(hours=1), values(**{"memory.used": 48 * GIB}))])
+    assert "48.0" not in live.render(f"system.memory.1h.{made.pk}.2")
+
+
 def test_only_members_of_a_team_watch_and_only_what_there_is(alice, charlie):
     made = host()
     good = f"system.cpu.1h.{made.pk}.2"
