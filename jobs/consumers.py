@@ -2,6 +2,7 @@
 each message, where a thousand pages that come at once would queue before everybody's news."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from django.conf import settings
 from django.contrib.auth import get_user
 
 from jobs.live import allowed
-from jobs.tail import tail_here
+from jobs.tail import FAILED, tail_here
 
 SIGNED_OUT, NOT_FOUND, TOO_TALKATIVE = 4401, 4404, 1008
 MOST_MESSAGES, LONGEST_MESSAGE = 20, 1000
+
+log = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -49,12 +52,17 @@ class Page:
             self.news.set()
 
     async def write(self) -> None:
-        while True:
-            await self.news.wait()
-            self.news.clear()
-            html = "\n".join(self.unsent.values())
-            self.unsent.clear()
-            await self.send({"type": "websocket.send", "text": html})  # until the page has room for more
+        """A page to which nothing can be sent any more is closed, and comes back."""
+        try:
+            while True:
+                await self.news.wait()
+                self.news.clear()
+                html = "\n".join(self.unsent.values())
+                self.unsent.clear()
+                await self.send({"type": "websocket.send", "text": html})  # until the page has room for more
+        except Exception:
+            log.exception("A page could not be sent its news")
+            await self.close(FAILED)
 
     async def close(self, code: int) -> None:
         await self.send({"type": "websocket.close", "code": code})

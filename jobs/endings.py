@@ -10,9 +10,9 @@ from django.db import transaction
 from jobs.errors import HINTS, suggestion_of
 from jobs.kinds import load_kind, make_params
 from jobs.logs import last_lines, log_path
-from jobs.models import Job, State
+from jobs.models import Job, QueuePause, State
 from jobs.outcome import NO_SPACE, Outcome
-from jobs.queue import nudge, submit
+from jobs.queue import nudge, resume, submit
 
 MOST_LOSSES = 3  # of workers in a row without progress
 MOST_SHRINKS = 3
@@ -141,9 +141,18 @@ def settle(job: Job, ending: Ending) -> bool:
             return False
         if ending.to == State.QUEUED:
             nudge(job.queue)
+        if ending.to == State.PAUSED and paused_with_its_queue(job):
+            resume(job)
         if ending.to == State.FAILED and job.error_code == "OUT_OF_MEMORY":
             retry_smaller(job)
     return True
+
+
+def paused_with_its_queue(job: Job) -> bool:
+    """And was the queue resumed before the job could obey?"""
+    asked = job.events.filter(what="pause requested").last()
+    with_queue = asked is not None and "queue" in asked.detail
+    return with_queue and not QueuePause.objects.filter(queue=job.queue).exists()
 
 
 def retry_smaller(job: Job) -> None:

@@ -64,6 +64,11 @@ class Gpus:
         self.read_until = [0] * len(self.handles)
         return bool(self.handles)
 
+    def close(self) -> None:
+        """NVML counts who started it: left open, it would outlive a driver that is loaded anew."""
+        if self.handles:
+            self.stop()
+
     def stop(self) -> None:
         self.handles = []
         with contextlib.suppress(self.nvml.NVMLError):

@@ -118,7 +118,7 @@ def resume(job: Job) -> bool:
 def pause_queue(queue: str, *, by: Any = None, reason: str = "", now: bool = False) -> bool:
     """Nothing of the queue starts any more; what runs goes on to its end, or with `now` pauses if it can go on later.
     False when it was paused before: who did that, and why, stays."""
-    known = {"by": by, "reason": " ".join(reason.split())[:200]}
+    known = {"by": by, "reason": " ".join(reason.replace("\0", "").split())[:200]}
     with transaction.atomic():
         _, new = QueuePause.objects.get_or_create(queue=queue, defaults=known)
         publish_job(*Job.objects.filter(queue=queue, state__in=State.unfinished()))

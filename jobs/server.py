@@ -22,7 +22,7 @@ HEARD = 4096  # bytes of a message, unpacked: pages have nothing to say
 def frame(text: str, window: int) -> bytes:
     """A whole text message as it is on the wire, made once for all pages that get it. `window`: see RFC 7692, of 2**n
     bytes; 0: not compressed. No message refers to an earlier one, so a socket needs no memory for those."""
-    payload, first = text.encode(), 0x81
+    payload, first = text.encode(errors="replace"), 0x81
     if window:
         deflate = zlib.compressobj(wbits=-window)
         payload, first = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4], 0xC1

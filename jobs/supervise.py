@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, connections, transaction
 from django.utils import timezone
 
 from jobs import processes
@@ -106,12 +106,12 @@ def heard(*numbers: int) -> Iterator[list[int]]:
 def claim_next(queue: str) -> Job | None:
     """None when nothing waits, or the queue is paused. When somebody else was faster the order is asked anew: it is
     another one by now."""
-    while not QueuePause.objects.filter(queue=queue).exists():
-        first = next(in_order(queue), None)
-        if first is None:
-            return None
-        if job := claim(first.pk):
-            return job
+    while first := next(in_order(queue), None):
+        with transaction.atomic():  # a queue that is paused in this moment starts nothing
+            if QueuePause.objects.filter(queue=queue).exists():
+                return None
+            if job := claim(first.pk):
+                return job
     return None
 
 
@@ -159,15 +159,15 @@ class Supervision:
         n_devices = self.job.params.get("processes", 1)
         with speaking_of(self.job), devices_of_its_own(self.job.queue, n_devices) as env:
             given = env["CUDA_VISIBLE_DEVICES"].split(",") if env else []
-            self.meter.gpus = Gpus(given or devices())
             try:
                 child = self.start(env, given)
             except OSError as error:  # a full disk, or no processes left
                 settle(self.job, failed(self.job, asdict(classify(error)), {}))
                 return
             try:
-                self.watch(child)
-                self.measure(child.pid, last=True)  # it has ended, and is still there to be read
+                with contextlib.closing(Gpus(given or devices())) as self.meter.gpus:
+                    self.watch(child)
+                    self.measure(child.pid, last=True)  # it has ended, and is still there to be read
             finally:
                 processes.kill_group(child.pid)  # what it leaves behind, or itself if we fail
                 child.wait()

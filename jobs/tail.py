@@ -79,6 +79,10 @@ class Tail:
         self.asked |= dict.fromkeys(pages)
         self.bell.set()
 
+    def next_asked(self) -> "list[Page]":
+        """Those who come do not wait behind those who are asked again."""
+        return sorted(self.asked, key=self.pages.__contains__)[:DOOR]
+
     async def ask_again(self) -> None:
         while True:
             await asyncio.sleep(RECHECK)
@@ -172,7 +176,7 @@ class Tail:
                 await asyncio.sleep(AGAIN)
 
     async def flush(self) -> None:
-        names, refusals = await database_sync_to_async(self.look)(list(self.asked)[:DOOR])
+        names, refusals = await database_sync_to_async(self.look)(self.next_asked())
         await self.answer(refusals)
         now = time.monotonic()
         for name in names & self.watchers.keys():

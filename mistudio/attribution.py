@@ -133,7 +133,7 @@ def processes(seen: Look, team: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {"job": job, "own": job.team_id == team, "process": process} for job in running for process in now(job)
     ]
-    known = {row["process"]["pid"] for row in rows} | {job.pid for job in running}
+    known = {one["pid"] for job in running for one in job.usage.get("processes", ())} | {job.pid for job in running}
     return {"look": seen, "rows": rows, "strangers": sorted(strangers(seen, known).items())}
 
 

@@ -145,7 +145,8 @@ def restore_sqlite(backup: Path) -> Path | None:
     """Put it in the database's place, whole or not at all. Returns where the one before is. Raises InvalidInput."""
     target = database_file()
     try:
-        examine_sqlite(backup)
+        if "django_migrations" not in examine_sqlite(backup):
+            raise unusable(f"{backup.name} is no database of miStudio")
     except JobError as error:
         raise InvalidInput(error.message, "Give another backup.", "backup") from error
     before = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")

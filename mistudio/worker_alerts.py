@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from django.db.models import Max, Min
+from django.db.models import Max, Min, Q
 
-from jobs.models import Job, State, Worker
+from jobs.models import Job, QueuePause, State, Worker
 from jobs.queue import QUEUES
 from monitoring.rules import Rule
 
@@ -18,15 +18,16 @@ def silent_workers(now: datetime) -> dict[tuple[str, str], float]:
 
 
 def waiting_without_worker(now: datetime) -> dict[tuple[str, str], float]:
-    """Of each queue for how long jobs have waited while no worker was heard of; 0 while none waits."""
-    jobs = Job.objects.filter(state=State.QUEUED).order_by()
-    waiting = dict(jobs.values_list("queue").annotate(Min("queued_at")))
+    """Of each queue for how long jobs have waited while no worker was heard of, and no job that it ran; 0 while none
+    waits, or the queue is paused. Who ends in an orderly way deletes its row, and may be back in a moment."""
+    jobs = Job.objects.filter(state__in=State.unfinished()).exclude(queue__in=QueuePause.objects.values("queue"))
+    since = Min("queued_at", filter=Q(state=State.QUEUED))
+    rows = jobs.order_by().values_list("queue").annotate(waiting=since, worked=Max("heartbeat_at"))
     beats = dict(Worker.objects.order_by().values_list("queue").annotate(Max("heartbeat_at")))
-    return {
-        ("", f"queue {queue}"): age(max(since, beats.get(queue, since)), now)
-        for queue in QUEUES
-        for since in [waiting.get(queue, now)]
+    heard = {
+        queue: max(filter(None, [waiting, worked, beats.get(queue)])) for queue, waiting, worked in rows if waiting
     }
+    return {("", f"queue {queue}"): age(heard.get(queue, now), now) for queue in QUEUES}
 
 
 def age(at: datetime, now: datetime) -> float:

@@ -30,11 +30,15 @@ class Watch:
         self.turning: dict[Key, tuple[datetime, float]] = {}  # since when, and the worst since then
 
     def see(self, host: str, values: Values, rules: Rules, now: datetime) -> None:
-        """A reading of the host."""
+        """A reading of the host. What it does not hold any more is not on its way to anything."""
         opened = {alert.key: alert for alert in Alert.objects.open().filter(host=host)}
+        before, self.turning = self.turning, {}
         for rule in rules.values():
             for thing, value in (rule.of_reading(values) if rule.of_reading else {}).items():
-                self.judge(rule, (rule.name, host, thing), value, opened, now)
+                key = rule.name, host, thing
+                if key in before:
+                    self.turning[key] = before[key]
+                self.judge(rule, key, value, opened, now)
 
     def judge(
         self,
@@ -80,8 +84,9 @@ def begin(key: Key, since: datetime, worst: float, now: datetime) -> None:
     """A silence outlasts the alert: it holds for the next one of the same kind."""
     rule, host, thing = key
     same = {"rule": rule, "host": host, "thing": thing}
-    before = Alert.objects.filter(**same, silenced_until__gt=now).order_by("-since").first()
-    silence = {"silenced_until": before.silenced_until, "silenced_by": before.silenced_by} if before else {}
+    before = Alert.objects.filter(**same).order_by("-since", "-pk").first()
+    silent = before and before.silenced_until and before.silenced_until > now
+    silence = {"silenced_until": before.silenced_until, "silenced_by": before.silenced_by} if before and silent else {}
     alert, new = Alert.objects.get_or_create(
         **same, recovered_at=None, defaults={"since": since, "worst": worst, "seen_at": now, **silence}
     )

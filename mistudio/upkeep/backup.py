@@ -8,6 +8,7 @@ from pathlib import Path
 from django.utils import timezone
 
 from jobs.context import Context
+from jobs.errors import JobError, classify
 from jobs.upkeep.task import Step, Task
 from mistudio import backups
 
@@ -27,8 +28,12 @@ def steps(ctx: Context) -> Iterator[Step]:
 
 
 def write(path: Path, ctx: Context) -> str:
-    """The older ones are removed only when this one was restored. Raises JobError."""
-    backups.write(path, ctx.check)
+    """The older ones are removed only when this one was restored. Raises JobError, which ends the run."""
+    try:
+        backups.write(path, ctx.check)
+    except OSError as error:
+        found = classify(error)
+        raise JobError(found.code, f"The backup was not written: {found.message}", found.hint) from error
     return ""
 
 

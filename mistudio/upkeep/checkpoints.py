@@ -21,7 +21,7 @@ def steps(ctx: Context) -> Iterator[Step]:
     old = clock.time() - YOUNG
     for training in Training.objects.exclude(job__state__in=State.unfinished()).select_related("job").order_by("pk"):
         folder = training.folder / "checkpoints"
-        for path in superfluous(folder, training.ready) if folder.is_dir() else ():
+        for path in superfluous(folder, training.state == "ready") if folder.is_dir() else ():
             if path.stat().st_mtime < old:
                 what = f"{path.name} of “{training}” ({training.pk})"
                 yield Step(what, "checkpoint removed", partial(remove, training, path), bytes=bytes_of(path))
@@ -37,8 +37,9 @@ def superfluous(folder: Path, succeeded: bool) -> list[Path]:
 def remove(training: Training, path: Path) -> str:
     if Job.objects.filter(subject=training.subject, state__in=State.unfinished()).exists():
         raise Needless("the training goes on")
+    training.refresh_from_db()
     newest = checkpoints(path.parent)[-1:]
-    if not training.ready and path not in newest and newest and read_whole(newest[0]) is None:
+    if training.state != "ready" and path not in newest and newest and read_whole(newest[0]) is None:
         raise Needless(f"{newest[0].name} is damaged, so a retry may need it")
     shutil.rmtree(path)
     return ""

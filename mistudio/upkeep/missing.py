@@ -28,7 +28,10 @@ def missing(row: Artifact) -> str:
     if isinstance(row, LanguageModel):
         found = row.lost
     else:
-        files = [{"name": name, "bytes": entry["bytes"]} for name, entry in row.expected_files().items()]
+        expected = row.expected_files()
+        if not expected:
+            return "its manifest.json is missing or names no file"
+        files = [{"name": name, "bytes": entry["bytes"]} for name, entry in expected.items()]
         found = whole.lost(row.result_folder, files)
     more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
     return next((f"{name} {wrong}{more}" for name, wrong in found.items()), "")

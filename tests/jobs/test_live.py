@@ -418,3 +418,17 @@ def test_polling_for_what_one_may_not_see_is_not_found(client_of, alice, charlie
     assert client_of(alice).get("/live/fragments/").status_code == 404
     assert client_of(alice).get("/live/fragments/?t=nonsense.1").status_code == 404
     assert client.get(f"/live/fragments/?t=jobs.{job.pk}").status_code == 302
+
+
+async def test_a_page_that_cannot_be_sent_its_news_is_closed_and_may_come_back():
+    said = []
+
+    async def send(message):
+        said.append(message)
+        if message["type"] == "websocket.send":
+            raise ValueError("not this one")
+
+    page = consumers.Page({"cookies": {}, "query_string": b"t=jobs.1"}, send)
+    page.show("jobs.1", "<p>news</p>")
+    await asyncio.wait_for(page.write(), 5)
+    assert said[-1] == {"type": "websocket.close", "code": tail.FAILED}

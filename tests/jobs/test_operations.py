@@ -6,7 +6,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from jobs import live
-from jobs.models import Job, QueuePause, Worker
+from jobs.models import Job, LiveEvent, QueuePause, Worker
 from jobs.queue import pause_queue
 from jobs.queues import standings
 from tests.jobs.test_views import text
@@ -222,7 +222,9 @@ def test_a_queue_is_paused_and_resumed_by_staff_alone(client_of, alice, address)
 def test_a_pause_is_told_to_open_pages(row):
     job = row("queued")
     before = live.render(f"shell.{job.team_id}")
+    LiveEvent.objects.all().delete()
     pause_queue("cpu")
+    assert LiveEvent.objects.filter(topic=f"shell.{job.team_id}").exists()
     after = live.render(f"shell.{job.team_id}")
     numbers = [re.search(r'data-event="([\d.]+)"', html)[1] for html in (before, after)]
     assert numbers[0] != numbers[1], "pages that follow fetch themselves anew"

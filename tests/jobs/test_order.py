@@ -4,8 +4,9 @@ import pytest
 from django.utils import timezone
 
 from jobs import queue
+from jobs.endings import Ending, settle
 from jobs.errors import InvalidInput
-from jobs.models import Job, QueuePause
+from jobs.models import Job, QueuePause, State
 from jobs.order import in_order, put
 from jobs.supervise import claim, claim_next, work
 from tests.jobs.conftest import in_state, until
@@ -178,6 +179,15 @@ def test_pausing_now_asks_what_can_go_on_later_and_resuming_brings_it_back(row, 
     assert queue.resume_queue("cpu")
     assert in_state(running, "queued")() and in_state(rested, "paused")(), "what rested before still rests"
     assert queue.nudges("cpu") == 1
+
+
+def test_a_job_that_obeys_only_after_the_queue_was_resumed_goes_on_too(row):
+    running = row("running")
+    queue.pause_queue("cpu", now=True)
+    queue.resume_queue("cpu")
+    running.refresh_from_db()
+    assert settle(running, Ending(State.PAUSED, "paused"))
+    assert in_state(running, "queued")() and queue.nudges("cpu") == 1
 
 
 def test_a_command_still_runs_its_own_job_where_no_worker_is(row):

@@ -121,6 +121,7 @@ async def test_a_page_that_does_not_read_slows_no_other_and_has_the_newest_state
             delays.append(time.monotonic() - start)
     read = await sync_to_async(rude.read_until)(f"number {changes - 1},".encode())
     assert sorted(delays)[len(delays) // 2] < 1, delays
+    assert f"number {changes - 1},".encode() in read
     assert len(read) < changes * size / 2, "nothing was kept for it but a few old states and the newest"
 
 

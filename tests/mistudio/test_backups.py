@@ -1,5 +1,6 @@
 """A backup is worth what restoring it gives."""
 
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from django.utils import timezone
 from jobs.context import Context
 from jobs.errors import Cancelled, InvalidInput, JobError
 from jobs.kinds import upkeep as kind
+from jobs.ml.disk import DiskFull
 from mistudio import backups
 from mistudio.management.commands.restore import restore, set_aside
 from mistudio.upkeep.backup import kept
@@ -41,6 +43,7 @@ def database(monkeypatch, tmp_path):
     path = tmp_path / "mistudio.sqlite3"
     with sqlite3.connect(path) as here:
         here.execute("PRAGMA journal_mode=WAL")
+        here.execute("CREATE TABLE django_migrations (name text)")
         here.execute("CREATE TABLE note (said text)")
         here.executemany("INSERT INTO note VALUES (?)", [(f"note {n}",) for n in range(100)])
     here.close()
@@ -88,6 +91,33 @@ def test_older_backups_go_only_after_a_new_one_was_tried_out(folder, monkeypatch
     dry = run(dry_run=True)
     assert run()["counts"] == dry["counts"]
     assert len(backups.there()) == len(list(folder.iterdir())) <= 7 + 4
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("trouble", [DiskFull("full"), PermissionError(13, "Permission denied")])
+def test_a_backup_that_cannot_be_written_costs_no_older_one(folder, monkeypatch, trouble):
+    folder.mkdir()
+    old = backups.path_of(timezone.now() - timedelta(minutes=5))
+    old.write_bytes(b"old")
+
+    def refuse(path, check):
+        raise trouble
+
+    monkeypatch.setattr(backups, "write", refuse)
+    with pytest.raises(JobError, match="The backup was not written"):
+        run()
+    assert list(folder.iterdir()) == [old]
+
+
+@only_sqlite
+@pytest.mark.parametrize("content", ["", "CREATE TABLE other (id);"])
+def test_what_is_no_database_of_this_site_is_not_restored(tmp_path, content):
+    path = tmp_path / "other.sqlite3"
+    path.touch()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(content)
+    with pytest.raises(InvalidInput, match="no database of miStudio"):
+        backups.restore_sqlite(path)
 
 
 def test_the_newest_of_seven_days_and_of_four_weeks_are_kept():

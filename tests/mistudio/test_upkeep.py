@@ -19,7 +19,7 @@ from jobs.kinds import upkeep as kind
 from jobs.ml.store import sha256, write_json, write_manifest
 from jobs.models import Job, Schedule
 from jobs.upkeep.schedules import start
-from mistudio.models import ActivationCache
+from mistudio.models import ActivationCache, Training
 from mistudio.upkeep import checksums
 from monitoring.history import record
 from monitoring.models import Host, Sample
@@ -79,6 +79,16 @@ def test_of_a_training_that_ended_without_success_the_last_checkpoint_stays(team
     dry = run("checkpoints", dry_run=True)
     assert len(left(training)) == 3 and dry["counts"] == {"checkpoint removed": 2} and dry["bytes"] == n_bytes
     assert figures(run("checkpoints")) == figures(dry)
+    assert left(training) == [last.name]
+
+
+def test_a_training_that_succeeded_once_and_failed_when_it_was_tried_again_keeps_its_last_checkpoint(team):
+    training = rows.training(team)
+    Training.objects.filter(pk=training.pk).update(ready_at=timezone.now())
+    job_of(training, "failed")
+    checkpoint(training, 10)
+    last = checkpoint(training, 20)
+    run("checkpoints")
     assert left(training) == [last.name]
 
 
@@ -194,13 +204,15 @@ def test_what_is_ready_without_its_folder_or_a_file_is_reported_and_nothing_chan
         finished(row, ids="1 2 3", ends="3")
     (torn.folder / "ids").unlink()
     for row in (*(t.dataset for t in (whole, torn, gone)), *(t.language_model for t in (whole, torn, gone))):
-        row.folder.mkdir(parents=True)
+        finished(row, data="1 2 3")
+    (whole.dataset.folder / "manifest.json").unlink()
     dry, real = run("missing", dry_run=True), run("missing")
-    assert real["summary"] == dry["summary"] == "2 objects without files; 2 to look at"
+    assert real["summary"] == dry["summary"] == "3 objects without files; 3 to look at"
     assert (
         real["wrong"]
         == dry["wrong"]
         == [
+            f"Dataset “{whole.dataset}” ({whole.dataset.pk}): its manifest.json is missing or names no file.",
             f"Tokenization “torn” ({torn.pk}): ids is missing.",
             f"Tokenization “gone” ({gone.pk}): its folder {gone.folder} is gone.",
         ]
