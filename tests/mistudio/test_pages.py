@@ -180,6 +180,17 @@ def test_nothing_is_deleted_while_its_job_runs(alice, client_of):
     assert LanguageModel.objects.exists()
 
 
+@pytest.mark.parametrize("make", [rows.language_model, rows.dataset, rows.tokenization, rows.activation_cache])
+def test_a_page_follows_its_job_until_that_has_ended_though_its_rows_are_there_before(make, alice, client_of):
+    row = make(alice.team)
+    job = Job.objects.create(team=alice.team, kind="sleepy", queue="cpu", subject=row.subject, state=State.RUNNING)
+    type(row).objects.filter(pk=row.pk).update(job=job)
+    client = client_of(alice)
+    assert "data-follow" in client.get(row.get_absolute_url()).content.decode()
+    Job.objects.filter(pk=job.pk).update(state=State.SUCCEEDED)
+    assert "data-follow" not in client.get(row.get_absolute_url()).content.decode()
+
+
 def test_a_get_changes_nothing(alice, client_of):
     sae = rows.sae(alice.team)
     opened = client_of(alice).get(reverse("sae_delete", args=[sae.pk]))
