@@ -2,11 +2,11 @@
 
 /path/to/python -m bench.end_to_end, with a Python that has sae-lens beside miStudio's dependencies
 
-Tokens per second from the text in memory to the last step, medians of `--rounds` in turns, by wall and by processor
-time. The model is loaded before, and here its fastest precision and number of sequences are found: that is kept on disk
+Tokens per second from the text in memory to the last step, medians of `--rounds` for each of `--rates`, in turns, by wall
+and by processor time. The model is loaded before, and here its fastest precision and number of sequences are found: that is kept on disk
 and done once. SAELens runs the same weights by transformers, as it stands and with its autocast for model and SAE. Its
-buffer and ours hold eight batches: its default is less than one where contexts are short. FVU, of each route's SAE: on
-the same activations, in float32, of documents that none has seen.
+buffer and ours hold eight batches: its default is less than one where contexts are short. FVU, of each route's SAE at
+each learning rate: on the same activations, in float32, of documents that none has seen.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def timed(clocks: list[Clock]) -> Iterator[None]:
     clocks.append((time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def ours(options: argparse.Namespace, texts: list[str], folder: Path, clocks: list[Clock]) -> Sae:
+def ours(options: argparse.Namespace, lr: float, texts: list[str], folder: Path, clocks: list[Clock]) -> Sae:
     config = TrainConfig(
-        options.width, options.tokens, options={"k": options.k}, batch_tokens=options.batch_tokens, lr=options.lr
+        options.width, options.tokens, options={"k": options.k}, batch_tokens=options.batch_tokens, lr=lr
     )
     tokenizer, tokens = load_tokenizer(folder / "model"), folder / f"tokens-{len(clocks)}"
     parts: list[Clock] = []
@@ -69,7 +69,9 @@ def ours(options: argparse.Namespace, texts: list[str], folder: Path, clocks: li
     return run.trainers[0].export()
 
 
-def saelens(options: argparse.Namespace, texts: list[str], folder: Path, clocks: list[Clock], autocast: bool) -> Sae:
+def saelens(
+    options: argparse.Namespace, lr: float, texts: list[str], folder: Path, clocks: list[Clock], autocast: bool
+) -> Sae:
     from datasets import Dataset
     from sae_lens import (
         LanguageModelSAERunnerConfig,
@@ -89,7 +91,7 @@ def saelens(options: argparse.Namespace, texts: list[str], folder: Path, clocks:
         streaming=False, is_dataset_tokenized=False, context_size=options.context, training_tokens=options.tokens,
         train_batch_size_tokens=options.batch_tokens, store_batch_size_prompts=32, exclude_special_tokens=True,
         n_batches_in_buffer=BUFFER * options.batch_tokens // options.context, n_batches_for_norm_estimate=BUFFER,
-        lr=options.lr, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, autocast=autocast, autocast_lm=autocast,
+        lr=lr, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, autocast=autocast, autocast_lm=autocast,
         device="cpu", output_path=None, checkpoint_path=None, logger=LoggingConfig(log_to_wandb=False), verbose=False,
     )  # fmt: skip
     runner = LanguageModelSAETrainingRunner(
@@ -127,11 +129,11 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {
-        "tokens": 2**19, "batch-tokens": 4096, "width": 2048, "k": 32, "context": 128, "rounds": 3,
+        "tokens": 2**19, "batch-tokens": 4096, "width": 2048, "k": 32, "context": 128, "rounds": 1,
         "threads": torch.get_num_threads(),
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--rates", nargs="*", type=float, default=[2e-3, 4e-3, 8e-3])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     held_out, texts = texts_of(options.tokens)
@@ -141,14 +143,14 @@ def main() -> None:
         "SAELens, autocast": lambda *given: saelens(*given, autocast=True),
     }
     clocks: dict[str, list[Clock]] = {name: [] for name in routes}
-    errors: dict[str, float] = {}
+    errors: dict[str, dict[float, float]] = {name: {} for name in routes}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         shutil.copytree(MODEL_FOLDER, folder / "model")
         x = unseen(held_out, folder, options.context)
-        for _ in range(options.rounds):
+        for lr in options.rates * options.rounds:
             for name, route in routes.items():
-                errors[name] = fvu(route(options, texts, folder, clocks[name]), x)
+                errors[name][lr] = fvu(route(options, lr, texts, folder, clocks[name]), x)
     print(f"{vars(options)}, FVU on {len(x):,} tokens")
     walls, cpus = ({name: statistics.median(c[n] for c in clocks[name]) for name in routes} for n in (0, 1))
     for name in routes:
@@ -156,7 +158,7 @@ def main() -> None:
         print(
             f"{name:20s} {options.tokens / walls[name]:10,.0f} tokens/s "
             f"{1e6 * cpus[name] / options.tokens:8.1f} µs of processor per token; takes {wall:5.2f} times as long as "
-            f"here, {cpu:5.2f} of the processor; FVU {errors[name]:.4f}"
+            f"here, {cpu:5.2f} of the processor; FVU {', '.join(f'{lr:g}: {e:.4f}' for lr, e in errors[name].items())}"
         )
 
 

@@ -18,9 +18,29 @@ from jobs.ml.sequences import batch
 from jobs.ml.sites import Site, capture_all, resolve
 from jobs.ml.tokens import TokenShards
 
+Key = tuple[int, int]  # of a chunk: its epoch, and which of that epoch
+
 
 class NonFiniteActivations(WithHint):
     pass
+
+
+class Chunk:
+    """Some sequences, and the activations of those that were run through the model so far."""
+
+    def __init__(self, rows: np.ndarray, kept: np.ndarray, order: Tensor) -> None:
+        """rows: the numbers of the sequences; kept: how many tokens of each count; order: in which all of them come."""
+        self.rows, self.order = rows, order
+        self.ends = kept.cumsum()
+        self.done = 0  # sequences
+        self.x: dict[str, Tensor] = {}  # by site [tokens, width], as precise as the model gave them
+        self.bad = torch.zeros((), device=order.device)  # passes in which something was not finite
+        self.sound = False  # looked at, and nothing was
+
+    def put(self, name: str, first: int, x: Tensor) -> None:
+        """x [n, width]: of the tokens of the sequences from `first` on."""
+        start = int(self.ends[first - 1]) if first else 0
+        self.x[name][start : start + len(x)] = x  # from the model's device to this one
 
 
 class ActivationStream:
@@ -62,9 +82,8 @@ class ActivationStream:
         if self.tokens_per_epoch == 0:
             raise WithHint(f"there are no tokens to read in the {shards.split} split.")
         self._epoch: tuple[int, np.ndarray, np.ndarray] = (-1, self.kept, self.kept)
-        self._chunk: tuple[int, int] | None = None  # the epoch and chunk that the buffer holds
-        self._buffers: dict[str, Tensor] = {}  # [tokens of the chunk, width]
-        self._order = torch.empty(0)
+        self._chunks: dict[Key, Chunk] = {}  # the one that is read, and the next as far as it was read ahead
+        self._reading: Key = (0, 0)
         self._step: int | None = None  # the step that self._batch belongs to
         self._batch: dict[str, Tensor] = {}
 
@@ -92,22 +111,32 @@ class ActivationStream:
 
     def prepare(self, step: int) -> Iterator[None]:
         """Computes what batch(step) needs, one forward pass at a time, so that the caller can listen in
-        between.
+        between; what was begun is gone on with.
         """
         if self._step == step:
             return
         parts: dict[str, list[Tensor]] = {name: [] for name in self.sites}
-        for epoch, chunk, begin, end in self.spans(step):
-            yield from self._load(epoch, chunk, step)
-            order = self._order[begin:end]
-            for name, buffer in self._buffers.items():
-                parts[name].append(buffer[order])
+        for epoch, number, begin, end in self.spans(step):
+            yield from self._open((epoch, number), step)
+            chunk = self._chunks[self._reading]
+            for name, x in chunk.x.items():
+                parts[name].append(x[chunk.order[begin:end]].float())
         self._batch = {name: taken[0] if len(taken) == 1 else torch.cat(taken) for name, taken in parts.items()}
         self._step = step
 
+    def ahead(self, steps: int) -> Iterator[None]:
+        """Computes, in the same way, the chunk after the one that is read, if one of the first `steps` needs it. Not on
+        a GPU, which does one thing after the other: it would only hold more. Nor where processes must speak in one
+        order."""
+        epoch, number = following = self._following(self._reading)
+        first = epoch * self.tokens_per_epoch + (int(self._rows_and_ends(epoch)[1][number - 1]) if number else 0)
+        if self.device == "cpu" and self.ranks.size == 1 and first < steps * self.batch_tokens:
+            yield from self._fill(following)
+
     def sample(self) -> dict[str, Tensor]:
-        """The whole chunk in the buffer, by site [tokens, width]: what scales are estimated on, without using it up."""
-        return self._buffers
+        """The whole chunk that is read, by site float32 [tokens, width]: what scales are estimated on, without using it
+        up."""
+        return {name: x.float() for name, x in self._chunks[self._reading].x.items()}
 
     def spans(self, step: int) -> Iterator[tuple[int, int, int, int]]:
         """(epoch, chunk, begin, end): which of each chunk's permuted tokens are in the batch."""
@@ -129,44 +158,59 @@ class ActivationStream:
             self._epoch = epoch, rows, ends
         return self._epoch[1:]
 
-    def _load(self, epoch: int, chunk: int, step: int) -> Iterator[None]:
-        """Fills the buffer with a chunk, unless it holds it already."""
-        if self._chunk == (epoch, chunk):
-            return
-        self._chunk = None
-        rows = self._rows_and_ends(epoch)[0][chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
-        rows = rows[np.argsort(-self.shards.lengths(rows), kind="stable")]  # those of like lengths together
-        total = int(self.kept[rows].sum())
-        for site in self.sites.values():
-            if len(self._buffers.get(site.name, ())) != total:
-                self._buffers[site.name] = torch.empty(total, site.width, device=self.device)
-        ends = self.kept[rows].cumsum()
-        if self.ranks.size > 1:
-            for buffer in self._buffers.values():
-                buffer.zero_()
-        for turn in range(0, len(rows), self.model_batch * self.ranks.size):
-            start = turn + self.model_batch * self.ranks.rank
-            if start < len(rows):
-                self._run(rows[start : start + self.model_batch], int(ends[start - 1]) if start else 0)
-            yield
-        for name, buffer in self._buffers.items():
-            self.ranks.sum(buffer)  # what the others have run is zero here
-            if not torch.isfinite(buffer).all():
+    def _following(self, key: Key) -> Key:
+        epoch, number = key
+        return (epoch, number + 1) if number + 1 < len(self._rows_and_ends(epoch)[1]) else (epoch + 1, 0)
+
+    def _open(self, key: Key, step: int) -> Iterator[None]:
+        """That chunk is read from now on; of the others only the one after it is kept. Raises NonFiniteActivations."""
+        self._reading, kept = key, (key, self._following(key))
+        self._chunks = {known: chunk for known, chunk in self._chunks.items() if known in kept}
+        yield from self._fill(key)
+        chunk = self._chunks[key]
+        chunk.sound = chunk.sound or not chunk.bad
+        for name, x in chunk.x.items():
+            if not chunk.sound and not torch.isfinite(x).all():
                 raise NonFiniteActivations(
                     f"{name} gave activations that are not finite numbers, met at step {step}.",
                     "In float16 large models overflow: use bfloat16 or float32.",
                 )
-        order = generator(self.seed, epoch, chunk).permutation(total)
-        self._order = torch.from_numpy(order).to(self.device)
-        self._chunk = epoch, chunk
 
-    def _run(self, rows: np.ndarray, first: int) -> None:
-        """The activations of the tokens of these sequences that count, into the buffers from the place `first` on."""
+    def _fill(self, key: Key) -> Iterator[None]:
+        """Runs what is missing of a chunk through the model."""
+        chunk = self._chunks[key] = self._chunks.get(key) or self._begun(*key)
+        while chunk.done < len(chunk.rows):
+            start = chunk.done + self.model_batch * self.ranks.rank
+            if start < len(chunk.rows):
+                self._run(chunk, start)
+            chunk.done += self.model_batch * self.ranks.size
+            if chunk.done >= len(chunk.rows):
+                self.ranks.sum(chunk.bad)
+                for x in chunk.x.values():
+                    self.ranks.sum(x)  # what the others have run is zero here
+            yield
+
+    def _begun(self, epoch: int, number: int) -> Chunk:
+        rows = self._rows_and_ends(epoch)[0][number * self.chunk_rows : (number + 1) * self.chunk_rows]
+        rows = rows[np.argsort(-self.shards.lengths(rows), kind="stable")]  # those of like lengths together
+        total = int(self.kept[rows].sum())
+        order = torch.from_numpy(generator(self.seed, epoch, number).permutation(total)).to(self.device)
+        chunk = Chunk(rows, self.kept[rows], order)
+        if self.ranks.size > 1:  # each must have all of them, also of what it runs nothing of
+            chunk.x = {site.name: torch.zeros(total, site.width, device=self.device) for site in self.sites.values()}
+        return chunk
+
+    def _run(self, chunk: Chunk, first: int) -> None:
+        """One forward pass: the sequences from `first` on, as many as one takes."""
+        rows = chunk.rows[first : first + self.model_batch]
         longest = int(self.shards.lengths(rows[:1])[0])
         read = batch(self.shards, rows, self.skip_special).cut(longest).to(self.model.device)
         for name, tensor in capture_all(self.model, list(self.sites.values()), read.ids, read.attention).items():
             x = read.counted(tensor)
-            self._buffers[name][first : first + len(x)] = x  # also to float32, and from the model's device to this one
+            if name not in chunk.x:
+                chunk.x[name] = torch.empty(len(chunk.order), x.shape[1], dtype=x.dtype, device=self.device)
+            chunk.put(name, first, x)
+            chunk.bad += (~torch.isfinite(x).all()).to(chunk.bad)
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,13 +14,13 @@ from jobs.ml.architectures import build
 from jobs.ml.config import BadConfig, Member
 from jobs.ml.errors import WithHint
 from jobs.ml.parallel import ALONE, Ranks
+from jobs.ml.read_ahead import ReadAhead
 from jobs.ml.revival import revive, variance
 from jobs.ml.sae import TINY, Fit, Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.sites import Site
 from jobs.ml.support import Support
 
-LISTEN = 0.2  # seconds between two looks at what is being read
 REFRESH = 16  # steps between looks at which latents are dead: that takes a host sync on a GPU
 Activations = Mapping[str, Tensor]  # by site, [B, D] of the same tokens
 
@@ -42,6 +42,8 @@ class Stream(Protocol):
     def prepare(self, step: int) -> Iterator[None]: ...
 
     def batch(self, step: int) -> Activations: ...
+
+    def ahead(self, steps: int) -> Iterator[None]: ...
 
     def sample(self) -> Activations: ...
 
@@ -217,12 +219,12 @@ class Run(Generic[Source]):
         read_ahead: bool = True,
     ) -> None:
         """devices: the SAEs are dealt out to them; none is all to `device`. ranks: processes that train all SAEs
-        together, each with its rows of every batch. read_ahead: the activations of the next step are made in a thread
+        together, each with its rows of every batch. read_ahead: the activations of the next steps are made in a thread
         while this one is computed; not where processes must speak in one order. Raises BadConfig, ValueError."""
         self.stream, self.device, self.devices, self.ranks = stream, device, devices or (device,), ranks
-        self.read_ahead = read_ahead and ranks.size == 1
-        self.coming: Future[Activations] | None = None  # the activations of the next step
         self.config = members[0].config
+        self.read_ahead = read_ahead and ranks.size == 1
+        self.reader: ReadAhead | None = None
         for name in ("tokens", "batch_tokens", "log_every"):
             if len({getattr(member.config, name) for member in members}) > 1:
                 raise BadConfig(name, f"{name} must be the same for all SAEs of a run.")
@@ -252,15 +254,15 @@ class Run(Generic[Source]):
 
     def run(self) -> Iterator[Tick]:
         """Raises Diverged where no SAE is left that learns, NonFiniteActivations."""
-        with ThreadPoolExecutor(1, "read-ahead") as reader, ThreadPoolExecutor(len(self.devices), "device") as workers:
+        self.reader = ReadAhead(self.stream, self.config.steps if self.read_ahead else 0)
+        with self.reader as reader, ThreadPoolExecutor(len(self.devices), "device") as workers:
             while not self.finished:
                 started = time.monotonic()
-                yield from (self.tick() for _ in self.reading())
-                batch = self.coming.result() if self.coming else self.stream.batch(self.step)
+                yield from (self.tick() for _ in reader.prepare(self.step))
+                batch = reader.batch(self.step)
                 if self.step == 0:
                     self.begin(batch)
-                more = self.read_ahead and self.step + 1 < self.config.steps
-                self.coming = reader.submit(self.stream.batch, self.step + 1) if more else None
+                reader.ask(self.step + 1)
                 metrics = self.update(batch, workers)
                 self.step += 1
                 self.seconds += time.monotonic() - started
@@ -286,18 +288,10 @@ class Run(Generic[Source]):
             return [update() for update in updates]
         return [future.result() for future in [workers.submit(update) for update in updates]]
 
-    def reading(self) -> Iterator[None]:
-        """Until the activations of this step are there, with stops for the caller to listen."""
-        if self.coming is None:
-            yield from self.stream.prepare(self.step)
-            return
-        while not wait([self.coming], LISTEN).done:
-            yield
-
     def settle(self) -> None:
         """Waits until nobody reads ahead: the language model can be used by others then."""
-        if self.coming:
-            wait([self.coming])
+        if self.reader:
+            self.reader.rest()
 
     def tick(self, metrics: Sequence[Mapping[str, float]] = ()) -> Tick:
         return Tick(self.step, self.config.steps, self.tokens, metrics)

@@ -92,12 +92,35 @@ def test_preparing_a_batch_pauses_after_every_forward_pass(model, shards) -> Non
     assert sum(1 for _ in source.prepare(0)) == 0
 
 
-def test_a_fill_that_was_given_up_is_begun_again(model, shards) -> None:
-    source = stream(model, shards)
-    wanted = read(source, 0).clone()
-    source = stream(model, shards)
+def test_a_fill_that_was_given_up_is_gone_on_with(model, shards) -> None:
+    wanted = read(stream(model, shards, model_batch=4), 0).clone()
+    source = stream(model, shards, model_batch=4)
     next(source.prepare(0))
+    assert sum(1 for _ in source.prepare(0)) == source.chunk_rows / 4 - 1
     assert torch.equal(read(source, 0), wanted)
+
+
+def test_what_was_read_ahead_is_there_when_its_chunk_begins(model, shards) -> None:
+    source, alone = stream(model, shards), stream(model, shards)
+    first = next(step for step in range(20) if list(alone.prepare(step)) and step)  # that needs another chunk
+    read(source, first - 1)
+    assert sum(1 for _ in source.ahead(first + 1)) == source.chunk_rows / source.model_batch
+    assert list(source.prepare(first)) == []
+    assert torch.equal(read(source, first), read(alone, first))
+
+
+def test_nothing_is_read_ahead_for_steps_that_never_come(model, shards) -> None:
+    source = stream(model, shards)
+    read(source, 0)
+    assert list(source.ahead(1)) == []
+
+
+def test_the_next_epoch_is_read_ahead_from_the_last_chunk_of_one(model, shards) -> None:
+    source = stream(model, shards)
+    last = source.tokens_per_epoch // 100 - 1
+    read(source, last)
+    assert list(source.ahead(last + 20))
+    assert torch.equal(read(source, last + 1), read(stream(model, shards), last + 1))
 
 
 def test_activations_that_are_no_numbers_are_an_error_with_site_and_step(shards) -> None:
@@ -105,6 +128,16 @@ def test_activations_that_are_no_numbers_are_an_error_with_site_and_step(shards)
     model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
     with pytest.raises(NonFiniteActivations, match=r"blocks.1.hook_resid_post gave .* at step 12"):
         read(stream(model, shards), 12)
+
+
+def test_what_is_no_number_is_told_when_it_is_needed_and_not_when_it_is_read_ahead(shards) -> None:
+    source = stream(tiny_model("llama"), shards)
+    read(source, 0)
+    source.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    assert list(source.ahead(60))
+    read(source, 1)
+    with pytest.raises(NonFiniteActivations):
+        read(source, 12)
 
 
 def test_a_site_that_is_none_is_an_error_before_anything_is_run(model, shards) -> None:
