@@ -2,11 +2,12 @@
 
 /path/to/python -m bench.end_to_end, with a Python that has sae-lens beside miStudio's dependencies
 
-Tokens per second from the text in memory to the last step, medians of `--rounds` for each of `--rates`, in turns, by wall
-and by processor time. The model is loaded before, and here its fastest precision and number of sequences are found: that is kept on disk
-and done once. SAELens runs the same weights by transformers, as it stands and with its autocast for model and SAE. Its
-buffer and ours hold eight batches: its default is less than one where contexts are short. FVU, of each route's SAE at
-each learning rate: on the same activations, in float32, of documents that none has seen.
+Tokens per second from the text in memory to the last step, medians of `--rounds` for each of `--rates`, in turns, by
+wall and by processor time. The model is loaded before, and here its fastest precision and number of sequences are
+found: that is kept on disk and done once. SAELens runs the same weights by transformers, as it stands and with its
+autocast for model and SAE. Its buffer and ours hold eight batches: its default is less than one where contexts are
+short. FVU, of each route's SAE at each learning rate: on the same activations, in float32, of documents that none has
+seen.
 """
 
 import argparse
