@@ -9,6 +9,9 @@
   const live = $("#live-socket");
   let open = false, lost = Date.now(), answered = Date.now(), asking = false, failures = 0, askAt = 0, fetches = 0, shown = 0, again = 0;
 
+  const whole = async (reply) => [reply, await reply.text()];
+  const get = (url) => fetch(url, { cache: "no-store", signal: AbortSignal.timeout(STALE) }).then(whole);   // what comes later is no answer
+
   function show(state, why) {
     all("[data-link]").forEach((part) => {
       part.hidden = part.dataset.link !== state;
@@ -52,8 +55,7 @@
 
   async function refresh() {                // a job changed its state: what the page says elsewhere may be old
     clearTimeout(again);
-    const mine = ++fetches, whole = async (reply) => [reply, await reply.text()];
-    const [reply, html] = await fetch(location.href, { cache: "no-store" }).then(whole).catch(() => []);
+    const mine = ++fetches, [reply, html] = await get(location.href).catch(() => []);
     if (mine < shown) return;               // a newer answer was faster
     if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL * (1 + Math.random())));   // no other news may come
     if (!reply.ok || reply.redirected) return;
@@ -64,21 +66,17 @@
   }
 
   async function ask() {
-    if (open || asking || document.hidden) return;
+    if (asking) return;
     asking = true;
     try {
-      const reply = await fetch(live.dataset.poll, { headers: { "X-Requested-With": "fetch" }, cache: "no-store" });
+      const [reply, html] = await get(live.dataset.poll);
       if (reply.redirected || reply.status === 403) return show("stale", "You are signed out. Reload the page to sign in.");
       if (!reply.ok) throw new Error(String(reply.status));
-      const html = await reply.text();
       if (open) return;                     // the socket came back meanwhile and knows more
       swap(html);
       [answered, failures] = [Date.now(), 0];
       show("polling");
-    } catch {
-      failures = Math.min(failures + 1, MOST);
-      if (Date.now() - answered > STALE) show("stale");
-    } finally {
+    } catch { failures = Math.min(failures + 1, MOST); } finally {
       asking = false;
       askAt = Date.now() + Math.random() * POLL * 2 ** failures;   // all pages miss the server at once, and must not ask at once
     }
@@ -86,7 +84,9 @@
 
   function look() {
     [...waiting.values()].forEach(place);
-    if (!open && Date.now() - lost > GRACE && Date.now() >= askAt) ask();
+    if (open || document.hidden) return;
+    if (Date.now() - answered > STALE) show("stale");
+    if (Date.now() - lost > GRACE && Date.now() >= askAt) ask();
   }
 
   if (live) {

@@ -190,6 +190,36 @@ def test_a_silent_server_is_said_and_news_come_again(page, sleepy):
     assert percent(page) > before
 
 
+@pytest.mark.slow
+def test_a_server_that_accepts_and_never_answers_is_stale_and_asked_again(page, shell):
+    address, sockets, held = "/jobs/?state=succeeded&q=held", [], []
+
+    def only_the_first(socket):
+        sockets.append(socket)
+        socket.connect_to_server() if len(sockets) == 1 else socket.close(code=1008)
+
+    page.route_web_socket("**/live/**", only_the_first)
+    page.clock.install()  # timers of the page, which can be put forward; how long a request may take is none of them
+    page.goto(address)
+    link(page, "Live")
+    silent = True
+    for path in (address, "/live/fragments/**"):
+        page.route(f"**{path}", lambda route: held.append(route) if silent else route.continue_())
+    shell(ENDED.format("held up"))
+    while not held:  # the page asks for itself
+        page.wait_for_timeout(50)
+    sockets[0].close(code=1012)
+    link(page, "Connecting")
+    page.clock.fast_forward(6000)  # it hopes for a socket for a while, then asks
+    while len(held) < 2:
+        page.wait_for_timeout(50)
+    page.clock.fast_forward(9000)
+    link(page, "Stale")
+    silent = False  # for what is asked from now on
+    link(page, "Polling")
+    expect(page.locator("main")).to_contain_text("held up", timeout=30_000)
+
+
 def test_keys_lead_to_the_search_and_can_be_turned_off(page, shell):
     shell(ENDED.format("to be searched for"))
     page.goto("/models/new/")
