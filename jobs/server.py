@@ -64,6 +64,11 @@ class Socket(WebSocketProtocol):
         self.room.set()  # who waits for it need not wait longer
         super().onClose(*said)
 
+    def dropConnection(self, abort: bool = False) -> None:
+        """What is still to be sent holds it up for a moment only: a page that does not read would never let it end."""
+        super().dropConnection(abort)
+        asyncio.get_running_loop().call_later(self.closeHandshakeTimeout, self.transport.abortConnection)
+
     def pauseProducing(self) -> None:
         self.room.clear()
 

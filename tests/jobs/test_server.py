@@ -1,6 +1,8 @@
 """The site as a process of its own, before it sockets that are slow, dead, talkative, or offer compression."""
 
 import asyncio
+import random
+import select
 import socket
 import time
 
@@ -25,16 +27,21 @@ def site(beside, tmp_path, transactional_db, request):
     """With a parameter: the seconds that it waits for a sign of life."""
     script = tmp_path / "web.py"
     patience = getattr(request, "param", server.PATIENCE)
-    script.write_text(f"from jobs import server\nserver.PING, server.PATIENCE = 1, {patience}\n{WEB}")
+    first = f"from jobs import server, tail\nserver.PING, server.PATIENCE, tail.RECHECK = 1, {patience}, 1\n"
+    script.write_text(f"import django\ndjango.setup()\n{first}{WEB}")
     process = beside(str(script), str(port := free_port()), command=())
     until(lambda: answers(f"http://127.0.0.1:{port}/login/"))
     process.address = f"127.0.0.1:{port}"
     return process
 
 
+def cookie_of(client):
+    return "; ".join(f"{name}={morsel.value}" for name, morsel in client.cookies.items())
+
+
 @pytest.fixture
 def cookie(client_of, alice):
-    return "; ".join(f"{name}={morsel.value}" for name, morsel in client_of(alice).cookies.items())
+    return cookie_of(client_of(alice))
 
 
 def connect(site, cookie, job, **options):
@@ -71,6 +78,16 @@ class Rude:
         )
         while b"</section>" not in self.socket.recv(65536):
             continue
+
+    def say_goodbye(self):
+        """A frame that closes, masked with zeros as pages have to mask theirs."""
+        self.socket.sendall(bytes([0x88, 0x82, 0, 0, 0, 0]) + (1000).to_bytes(2))
+
+    def let_go(self, seconds):
+        """Whether the connection is reset in that time, without reading from it."""
+        poll = select.poll()
+        poll.register(self.socket, 0)
+        return bool(poll.poll(1000 * seconds))
 
     def read_until(self, end):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
@@ -133,6 +150,18 @@ def test_a_page_that_is_gone_without_a_word_is_let_go(site, cookie, row):
     with pytest.raises(ConnectionResetError):
         rude.read_until(b"what never comes")
     assert 2 < time.monotonic() - start < 12
+
+
+@pytest.mark.slow
+def test_a_page_that_ends_while_it_does_not_read_is_let_go_at_once(site, cookie, client_of, bob, row):
+    job, client = row("failed"), client_of(bob)
+    closes, signs_out = Rude(site, cookie, job), Rude(site, cookie_of(client), job)
+    for n in range(3):  # more than the kernel takes for them
+        change(job, error_message=f"number {n}, {random.randbytes(2_000_000).hex()}")
+        assert not closes.let_go(0.3) and not signs_out.let_go(0)
+    closes.say_goodbye()
+    client.logout()
+    assert closes.let_go(5) and signs_out.let_go(5)
 
 
 # ---- frames
