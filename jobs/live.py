@@ -9,14 +9,16 @@ sent twice and nothing is lost. A datagram, or with REDIS_URL a message to the o
 import contextlib
 import functools
 import logging
+import math
 import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from django.conf import settings
 from django.db import transaction
@@ -30,9 +32,25 @@ if TYPE_CHECKING:
 MOST_TOPICS = 20  # of one page
 GROUP = "live"  # of the channel layer: every web process is in it
 REDIS_REST = 5.0  # seconds
+WHILE_IT_WAITS = 5.0  # seconds
 redis_rests_until = 0.0
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+def never(html: str) -> float:
+    return math.inf
+
+
+def at_each_interval(html: str) -> float:
+    return 0.0
+
+
+def while_it_waits(html: str) -> float:
+    """Of a job: why it waits (`jobs/_waiting.html`) changes with workers, and with the jobs of others."""
+    return WHILE_IT_WAITS if "data-waits" in html else math.inf
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,8 @@ class Topic:
     of_job: Callable[["Job"], str | None] = lambda job: None  # the key to look at again when this job changes
     interval: float = 0.1  # seconds between two renderings
     pace: Callable[[str], float] = lambda key: 0.0  # seconds between them that this key asks for, if more
-    ticks: bool = False  # it changes without events: it is rendered at each interval while somebody watches
+    # Seconds until what was rendered may be old without an event: then, while somebody watches, it is rendered again.
+    old_after: Callable[[str], float] = never
 
 
 @functools.cache
@@ -80,6 +99,34 @@ def allowed(user: Any, names: list[str]) -> bool:
 def render(name: str) -> str:
     found = find(name)
     return found[0].render(found[1]) if found else ""
+
+
+asked: ContextVar[dict[Any, Any] | None] = ContextVar("asked", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around topics that are rendered, or asked for, at a time: they share what is asked for `once`."""
+    token = asked.set({})
+    try:
+        yield
+    finally:
+        asked.reset(token)
+
+
+def once(ask: Callable[P, T]) -> Callable[P, T]:
+    """Of the same arguments one answer for all topics that are rendered together; elsewhere a new one each time."""
+
+    @functools.wraps(ask)
+    def answer(*args: P.args, **options: P.kwargs) -> T:
+        known, key = asked.get(), (ask, args, *options.items())
+        if known is None:
+            return ask(*args, **options)
+        if key not in known:
+            known[key] = ask(*args, **options)
+        return known[key]
+
+    return answer
 
 
 def publish(*names: str) -> None:

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET, require_POST
 from jobs import live
 from jobs.live import Topic
 from jobs.models import Job, State
-from jobs.order import in_order
+from jobs.order import line
 from jobs.queue import QUEUES, pause_queue, resume_queue
 from jobs.queues import Standing, standings
 
@@ -36,7 +36,7 @@ def now(team: Any) -> dict[str, Any]:
     """Of a team, or of its key. Sixteen queries at most, however much there is."""
     jobs = Job.objects.of_team(team).select_related("owner")
     queues = standings()
-    turns = [(waiting, n, queue) for queue in queues for n, waiting in enumerate(in_order(queue.name))]
+    turns = [(waiting, n, queue) for queue in queues for n, waiting in enumerate(line(queue.name))]
     key = getattr(team, "pk", team)
     ours = [turn for turn in turns if turn[0].team == key]
     rows = jobs.in_bulk([waiting.pk for waiting, _, _ in ours[:SHOWN]])
@@ -120,4 +120,4 @@ def render_operations(key: str) -> str:
 
 
 # Workers, slots and jobs of other teams change without events of this team: it is rendered while somebody watches.
-topic = Topic(visible=live.own_team, render=render_operations, interval=2.0, ticks=True)
+topic = Topic(visible=live.own_team, render=render_operations, interval=2.0, old_after=live.at_each_interval)

@@ -13,6 +13,7 @@ from django.db.models import Count, Max, Min
 from django.utils import timezone
 
 from jobs.errors import InvalidInput
+from jobs.live import once
 from jobs.models import Job, State
 
 REMEMBERED = timedelta(days=1)  # who was served longer ago waits as long as who never was
@@ -21,7 +22,7 @@ PLACES = {"first": "to run first", "later": "to run later", "normal": "to run in
 
 class Waiting(NamedTuple):
     pk: int
-    team: int
+    team: int | None
     owner: int | None
     priority: int
     queued_at: datetime
@@ -37,6 +38,12 @@ def in_order(queue: str) -> Iterator[Waiting]:
     running: Any = of_queue.filter(state=State.RUNNING).values_list("owner")
     served: Any = of_queue.filter(started_at__gt=timezone.now() - REMEMBERED).values_list("owner")
     return turns(waiting, dict(running.annotate(n=Count("pk"))), dict(served.annotate(at=Max("started_at"))))
+
+
+@once
+def line(queue: str) -> list[Waiting]:
+    """All of them."""
+    return list(in_order(queue))
 
 
 def turns(

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.db.models import Count
 
+from jobs.live import once
 from jobs.models import Job, QueuePause, State, Worker
 from jobs.queue import QUEUES
 
@@ -53,6 +54,7 @@ class Standing:
         return [Place(f"{self.name.upper()} slot {i + 1}", short, jobs[i : i + 1]) for i in range(n)]
 
 
+@once
 def standings() -> list[Standing]:
     """Four queries, however much there is."""
     workers = list(Worker.objects.alive().order_by("host", "pk"))

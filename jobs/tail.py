@@ -106,7 +106,10 @@ class Tail:
         soon = time.monotonic() + GATHER
         for name in page.names:
             self.watchers.setdefault(name, set()).add(page)
-            self.due[name] = min(soon, self.due.get(name, soon))
+            self.expect(name, soon)
+
+    def expect(self, name: str, at: float) -> None:
+        self.due[name] = min(at, self.due.get(name, at))
 
     def remove(self, page: "Page") -> None:
         self.asked.pop(page, None)
@@ -180,7 +183,7 @@ class Tail:
         await self.answer(refusals)
         now = time.monotonic()
         for name in names & self.watchers.keys():
-            self.due.setdefault(name, self.rendered.get(name, 0) + interval(name))
+            self.expect(name, self.rendered.get(name, 0) + interval(name))
         ready = [name for name, at in self.due.items() if at <= now]
         if ready:
             self.take(ready, now)
@@ -188,27 +191,36 @@ class Tail:
 
     def look(self, pages: "list[Page]") -> "tuple[set[str], dict[Page, int | None]]":
         assert self.reader is not None  # made before the task
-        return self.reader.read(), {page: refused(page) for page in pages}
+        with live.together():
+            return self.reader.read(), {page: refused(page) for page in pages}
 
     def take(self, names: list[str], now: float) -> None:
         for name in names:
             del self.due[name]
             self.rendered[name] = now
-            if noun(name).ticks:
-                self.due[name] = now + interval(name)
 
     def show(self, fragments: dict[str, str | None]) -> None:
+        now = time.monotonic()
         for name, html in fragments.items():
-            if html is None and name in self.watchers:
-                self.due[name] = time.monotonic() + AGAIN
-            elif html:
-                for page in self.watchers.get(name, ()):
-                    page.show(name, html)
+            if name not in self.watchers:
+                continue
+            if html is None:
+                self.expect(name, now + AGAIN)
+                continue
+            if (every := max(noun(name).old_after(html), interval(name))) < math.inf:
+                self.expect(name, next_tick(now, every))
+            for page in self.watchers[name] if html else ():
+                page.show(name, html)
 
 
 def noun(name: str) -> live.Topic:
     """Of "trainings.12"."""
     return live.topics()[name.partition(".")[0]]
+
+
+def next_tick(now: float, every: float) -> float:
+    """Half to one and a half intervals ahead, the same for all that tick as often: what they share is asked once."""
+    return math.ceil(now / every + 0.5) * every
 
 
 def interval(name: str) -> float:
@@ -247,7 +259,8 @@ def refused(page: "Page") -> int | None:
 
 def render_all(names: list[str]) -> dict[str, str | None]:
     """None for a topic that failed: it is tried again, and takes no other with it."""
-    return {name: safely(name) for name in names}
+    with live.together():
+        return {name: safely(name) for name in names}
 
 
 def safely(name: str) -> str | None:

@@ -180,7 +180,8 @@ def fragments(request: HttpRequest) -> HttpResponse:
     names = list(dict.fromkeys(request.GET.getlist("t")))
     if not live.allowed(request.user, names):
         raise Http404("No such topic.")
-    response = HttpResponse("\n".join(live.render(name) for name in names))
+    with live.together():
+        response = HttpResponse("\n".join(live.render(name) for name in names))
     response.headers["Cache-Control"] = "no-store"
     return response
 
@@ -195,4 +196,4 @@ def render_job(key: str) -> str:
     return render_to_string("jobs/_job.html", {"job": row}) if row else ""
 
 
-job_topic = Topic(visible=job_visible, render=render_job, of_job=lambda job: str(job.pk))
+job_topic = Topic(visible=job_visible, render=render_job, of_job=lambda job: str(job.pk), old_after=live.while_it_waits)

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.utils import timezone
 
+from jobs.live import once
 from mistudio.figures import Line, lines_chart
 from mistudio.formats import NONE, binary, significant, thousands
 from monitoring.history import AHEAD, READING, Interval, history
@@ -150,6 +151,13 @@ def is_late(at: datetime, host: Host, now: datetime) -> bool:
     return (now - at).total_seconds() > max(LATE, 3 * host.facts.get("seconds", 0))
 
 
+@once
+def host_of(key: str) -> Host | None:
+    """By its number, as it stands in the name of a topic."""
+    return Host.objects.filter(pk=int(key)).first() if key.isdecimal() and len(key) < 19 else None
+
+
+@once
 def look(host: Host, window: Window) -> Look:
     now, every = timezone.now(), host.facts.get("seconds", 0)
     newest = host.samples.filter(resolution=READING, at__lte=now + AHEAD).order_by("-at").first()

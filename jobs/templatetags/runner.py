@@ -9,7 +9,7 @@ from django.utils.module_loading import import_string
 from jobs.kinds import KINDS, load_kind
 from jobs.logs import last_lines, log_path
 from jobs.models import Job, State
-from jobs.order import in_order
+from jobs.order import line
 from jobs.queues import standings
 from jobs.usage import Figure, at_rest, figures_of
 
@@ -53,7 +53,7 @@ def subject_url(job: Job) -> str:
 def waits_for(job: Job) -> dict[str, Any]:
     """What a queued job waits for: how its queue stands, and how many start before it."""
     (queue,) = [standing for standing in standings() if standing.name == job.queue]
-    turns = [waiting.pk for waiting in in_order(job.queue)]
+    turns = [waiting.pk for waiting in line(job.queue)]
     return {"queue": queue, "before": turns.index(job.pk) if job.pk in turns else 0}
 
 

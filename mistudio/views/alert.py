@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from jobs.live import Topic
+from jobs.live import Topic, at_each_interval
 from mistudio.formats import duration
 from mistudio.models import User
 from monitoring.alerts import Rules, changed, look_around
@@ -89,7 +89,7 @@ def pace(key: str) -> float:
     return max(float(key.rpartition(".")[2]), settings.MONITOR_SECONDS)
 
 
-topic = Topic(visible=visible, render=live, interval=1.0, pace=pace, ticks=True)
+topic = Topic(visible=visible, render=live, interval=1.0, pace=pace, old_after=at_each_interval)
 
 
 # ---- silence

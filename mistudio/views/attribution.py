@@ -2,9 +2,11 @@ from typing import Any
 
 from django.template.loader import render_to_string
 
-from jobs.live import Topic
+from jobs.live import Topic, at_each_interval
 from mistudio import attribution
-from mistudio.monitored import WINDOWS, Look, look
+from mistudio.models import User
+from mistudio.monitored import WINDOWS, Look, Window, host_of, look
+from mistudio.views.alert import pace
 from monitoring.models import Host
 
 PARTS = {
@@ -18,28 +20,28 @@ def context(seen: Look, team: int) -> dict[str, Any]:
     return {name: show(seen, team) for name, (show, _) in PARTS.items()}
 
 
-def chosen(key: str) -> tuple[str, str, str, int] | None:
-    """Of "lanes.7.1h.3": the part, team 7, one hour, host 3."""
-    part, team, window, host, *more = [*key.split("."), "", "", ""]
-    known = part in PARTS and window in WINDOWS and host.isdecimal() and len(host) < 19 and not any(more)
-    return (part, team, window, int(host)) if known else None
+def chosen(key: str) -> tuple[str, str, Host, Window] | None:
+    """Of "lanes.7.1h.3.2": the part, team 7, host 3, one hour. The rest are the seconds between two updates."""
+    part, team, window, pk, seconds = key.split(".") if key.count(".") == 4 else [""] * 5
+    known = part in PARTS and window in WINDOWS and seconds in map(str, User.PACES)
+    host = host_of(pk) if known else None
+    return (part, team, host, WINDOWS[window]) if host else None
 
 
 def visible(user: Any, key: str) -> bool:
     """A host is for everybody; what a team sees of its own jobs is for that team."""
     found = chosen(key)
-    own = user.team is not None and found is not None and found[1] == str(user.team.pk)
-    return own and found is not None and Host.objects.filter(pk=found[3]).exists()
+    return user.team is not None and found is not None and found[1] == str(user.team.pk)
 
 
 def live(key: str) -> str:
     # Reached only by pages that `visible` let in.
     found = chosen(key)
-    host = Host.objects.filter(pk=found[3]).first() if found else None
-    if found is None or host is None:
+    if found is None:
         return ""
-    show, template = PARTS[found[0]]
-    return render_to_string(template, {found[0]: show(look(host, WINDOWS[found[2]]), int(found[1]))})
+    part, team, host, window = found
+    show, template = PARTS[part]
+    return render_to_string(template, {part: show(look(host, window), int(team))})
 
 
-topic = Topic(visible=visible, render=live, interval=2.0, ticks=True)
+topic = Topic(visible=visible, render=live, interval=1.0, pace=pace, old_after=at_each_interval)

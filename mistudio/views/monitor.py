@@ -7,9 +7,9 @@ from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.views.decorators.http import require_GET, require_POST
 
-from jobs.live import Topic
+from jobs.live import Topic, at_each_interval
 from mistudio.models import User
-from mistudio.monitored import PARTS, WINDOWS, Window, look, part
+from mistudio.monitored import PARTS, WINDOWS, Window, host_of, look, part
 from mistudio.overview import overview
 from mistudio.views import attribution
 from mistudio.views.alert import alerts, back_to_monitor, in_words, pace, role_of
@@ -48,7 +48,9 @@ def of_host(request: HttpRequest, user: Any, hosts: list[Host]) -> dict[str, Any
         raise Http404
     seen = look(host, WINDOWS[window])
     parts = [f"system.{name}.{window}.{host.pk}.{user.monitor_seconds}" for name in ("host", *PARTS)]
-    owned = [f"attribution.{name}.{user.team.pk}.{window}.{host.pk}" for name in attribution.PARTS]
+    owned = [
+        f"attribution.{name}.{user.team.pk}.{window}.{host.pk}.{user.monitor_seconds}" for name in attribution.PARTS
+    ]
     return {
         "look": seen,
         "windows": WINDOWS.items(),
@@ -78,8 +80,8 @@ def monitor_pace(request: HttpRequest) -> HttpResponse:
 def chosen(key: str) -> tuple[str, Host, Window] | None:
     """Of "cpu.1h.3.2": the part, host 3, one hour. The rest are the seconds between two updates."""
     name, window, pk, seconds = key.split(".") if key.count(".") == 3 else [""] * 4
-    known = (name == "host" or name in PARTS) and window in WINDOWS and pk.isdecimal() and len(pk) < 19
-    host = Host.objects.filter(pk=int(pk)).first() if known and seconds in map(str, User.PACES) else None
+    known = (name == "host" or name in PARTS) and window in WINDOWS and seconds in map(str, User.PACES)
+    host = host_of(pk) if known else None
     return (name, host, WINDOWS[window]) if host else None
 
 
@@ -98,7 +100,7 @@ def live(key: str) -> str:
     return render_to_string("monitor/_part.html", {"part": part(name, seen)})
 
 
-topic = Topic(visible=visible, render=live, interval=1.0, pace=pace, ticks=True)
+topic = Topic(visible=visible, render=live, interval=1.0, pace=pace, old_after=at_each_interval)
 
 
 def hosts_visible(user: Any, key: str) -> bool:
@@ -109,4 +111,4 @@ def hosts_live(key: str) -> str:
     return render_to_string("monitor/_hosts.html", {"rows": overview(list(Host.objects.order_by("name")))})
 
 
-hosts_topic = Topic(visible=hosts_visible, render=hosts_live, interval=1.0, pace=pace, ticks=True)
+hosts_topic = Topic(visible=hosts_visible, render=hosts_live, interval=1.0, pace=pace, old_after=at_each_interval)

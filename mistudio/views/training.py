@@ -6,7 +6,7 @@ from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from jobs.live import Topic
+from jobs.live import Topic, while_it_waits
 from jobs.models import Job, Metric
 from mistudio.figures import Line, lines_chart
 from mistudio.forms.training import TrainingForm
@@ -145,4 +145,4 @@ def of_job(job: Job) -> str | None:
     return job.subject.removeprefix("training:") if job.subject.startswith("training:") else None
 
 
-topic = Topic(visible=visible, render=live, of_job=of_job, interval=0.5)
+topic = Topic(visible=visible, render=live, of_job=of_job, interval=0.5, old_after=while_it_waits)

@@ -2,6 +2,8 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -232,6 +234,19 @@ def test_a_pause_is_told_to_open_pages(row):
 
 
 # ---- cost
+
+
+def test_teams_that_are_told_at_a_time_share_how_the_queues_stand_and_no_more(team, charlie, row):
+    def asked(*names):
+        with CaptureQueriesContext(connection) as caught, live.together():
+            return [live.render(name) for name in names], len(caught)
+
+    row("queued")
+    names = [f"operations.{key}" for key in (team.pk, charlie.team.pk)]
+    (ours, n), (theirs, m), (both, shared) = asked(names[0]), asked(names[1]), asked(*names)
+    assert both == ours + theirs and shared == n + m - 8, "four of the queues, four of what waits in them"
+    pause_queue("cpu")
+    assert "is paused" in live.render(names[0]), "nothing is remembered"
 
 
 def test_the_page_asks_as_much_for_many_jobs_as_for_one_and_stays_small(client_of, alice, team, row, failed, worker):

@@ -195,14 +195,15 @@ def test_each_part_is_pushed_to_its_own_team_as_the_page_shows_it(alice, charlie
     made = host()
     job = working(alice.team, owner=alice, processes=BUSY)
     page = client_of(alice).get("/monitor/?window=6h").content.decode()
-    names = [f"attribution.{part}.{alice.team.pk}.6h.{made.pk}" for part in ("lanes", "processes")]
+    names = [f"attribution.{part}.{alice.team.pk}.6h.{made.pk}.2" for part in ("lanes", "processes")]
     assert live.allowed(alice, names) and not live.allowed(charlie, names[:1])
     for name in names:
         assert f"&amp;t={name}" in page
         assert live.render(name).strip() in page and f"/jobs/{job.pk}/" in page
-    others = f"attribution.lanes.{charlie.team.pk}.6h.{made.pk}"
+    others = f"attribution.lanes.{charlie.team.pk}.6h.{made.pk}.2"
     assert live.allowed(charlie, [others]) and "train it" not in live.render(others)
     team = alice.team.pk
-    for bad in ("lanes", f"lanes.{team}", f"lanes.{team}.2h.{made.pk}", f"nose.{team}.1h.{made.pk}",
-                f"lanes.{team}.1h.999", f"lanes.{team}.1h.x", f"lanes.{team}.1h.{made.pk}.1"):  # fmt: skip
+    for bad in ("lanes", f"lanes.{team}", f"lanes.{team}.2h.{made.pk}.2", f"nose.{team}.1h.{made.pk}.2",
+                f"lanes.{team}.1h.999.2", f"lanes.{team}.1h.x.2", f"lanes.{team}.1h.{made.pk}",
+                f"lanes.{team}.1h.{made.pk}.3", f"lanes.{team}.1h.{made.pk}.2.2"):  # fmt: skip
         assert not live.allowed(alice, [f"attribution.{bad}"]), bad

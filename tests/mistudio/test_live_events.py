@@ -1,5 +1,6 @@
 """What docs/live-events.md says of live events is what the code does."""
 
+import math
 import re
 from html.parser import HTMLParser
 
@@ -46,7 +47,7 @@ def key(name, training, job):
     """Of the topic as the page writes it: jobs.<id>, home.<team>"""
     if name in ("system", "attribution"):
         host = Host.objects.get_or_create(name="here")[0]
-        return f"cpu.1h.{host.pk}.2" if name == "system" else f"lanes.{job.team_id}.1h.{host.pk}"
+        return f"cpu.1h.{host.pk}.2" if name == "system" else f"lanes.{job.team_id}.1h.{host.pk}.2"
     if name in ("hosts", "alerts"):
         return {"hosts": "2", "alerts": "member.2"}[name]
     kind = TOPICS[name][0].strip("`").partition(".")[2]
@@ -87,7 +88,7 @@ def test_it_may_be_watched_by_those_on_the_page(name, training_and_job, alice, b
 def test_each_move_of_a_job_is_an_event_of_all_topics_that_show_it_and_of_no_other(training_and_job):
     training, job = training_and_job
     other = Job.objects.create(team=job.team, kind="tokenize", queue="cpu")
-    others = {name for name, topic in live.topics().items() if topic.ticks} | {"upkeep"}
+    others = {name for name, topic in live.topics().items() if topic.old_after("") < math.inf} | {"upkeep"}
     LiveEvent.objects.all().delete()
     job.move("running")
     expected = {f"{name}.{key(name, training, job)}" for name in TOPICS.keys() - others}

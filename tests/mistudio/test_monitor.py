@@ -223,8 +223,15 @@ def test_a_pace_that_is_not_offered_changes_nothing(alice, client_of):
 
 def test_a_topic_is_rendered_at_the_pace_in_its_name_but_no_oftener_than_there_are_readings(settings):
     settings.MONITOR_SECONDS = 2
-    asked = ("system.cpu.1h.3.10", "system.cpu.1h.3.1", "hosts.5", "alerts.staff.1", "shell.1")
-    assert [interval(name) for name in asked] == [10, 2, 5, 2, 1]
+    asked = (
+        "system.cpu.1h.3.10",
+        "system.cpu.1h.3.1",
+        "attribution.lanes.7.1h.3.5",
+        "hosts.5",
+        "alerts.staff.1",
+        "shell.1",
+    )
+    assert [interval(name) for name in asked] == [10, 2, 5, 5, 2, 1]
     settings.MONITOR_SECONDS = 60
     assert interval("system.host.7d.3.5") == 60
 
@@ -291,6 +298,21 @@ def test_nothing_is_drawn_twice_for_the_parts_of_one_moment(alice, monkeypatch):
     for part in monitored.PARTS:
         live.render(f"system.{part}.1h.{made.pk}.2")
     assert len(asked) == 1
+
+
+def test_the_topics_of_a_page_that_are_rendered_together_ask_for_their_host_and_its_newest_reading_once(
+    alice, client_of
+):
+    host(gpus=2)
+    names = re.findall(r"[?;]t=([\w.]+)", client_of(alice).get("/monitor/").content.decode().split("ws-connect")[1])
+    asking = [name for name in names if name.startswith(("system", "attribution"))]
+    with CaptureQueriesContext(connection) as caught, live.together():
+        assert live.allowed(alice, asking) and all(live.render(name) for name in asking)
+    asked = [query["sql"] for query in caught]
+    assert len(asking) >= 8
+    for table in ("monitoring_host", "monitoring_sample"):
+        assert sum(f'FROM "{table}"' in sql and "LIMIT 1" in sql for sql in asked) == 1, table
+    assert len(asked) <= 8
 
 
 def test_a_gap_in_the_readings_is_a_gap_in_the_line(alice):
