@@ -28,9 +28,16 @@ class Strays:
 
 def strays(room: Path, keys: set[int]) -> Strays:
     """Those of the room with a number that is none of the keys, the young ones left out."""
-    old = time.time() - YOUNG
     folders = [path for path in room.glob("*") if path.name.isdecimal() and int(path.name) not in keys]
-    return Strays(sorted(path for path in folders if path.is_dir() and path.stat().st_mtime < old))
+    return Strays(sorted(path for path in folders if path.is_dir() and is_old(path)))
+
+
+def is_old(folder: Path) -> bool:
+    """Not if it is deleted in this moment."""
+    try:
+        return folder.stat().st_mtime < time.time() - YOUNG
+    except FileNotFoundError:
+        return False
 
 
 def bytes_of(folder: Path) -> int:

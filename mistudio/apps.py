@@ -1,5 +1,5 @@
 from django.apps import AppConfig
-from django.db.models.signals import post_save
+from django.db.models.signals import post_delete, post_save
 
 
 class MistudioConfig(AppConfig):
@@ -7,10 +7,12 @@ class MistudioConfig(AppConfig):
     verbose_name = "miStudio"
 
     def ready(self) -> None:
-        from jobs.models import Job
+        from jobs.models import Job, QueuePause
         from mistudio.models.artifact import follow_job
-        from mistudio.views.shell import tell_of_alerts
+        from mistudio.views.shell import tell_all
         from monitoring.alerts import changed
 
         post_save.connect(follow_job, sender=Job, dispatch_uid="artifact follows its job")
-        changed.connect(tell_of_alerts, dispatch_uid="headers say how many alerts are open")
+        changed.connect(tell_all, dispatch_uid="headers say how many alerts are open")
+        for moment in (post_save, post_delete):
+            moment.connect(tell_all, sender=QueuePause, dispatch_uid="headers say which queues are paused")

@@ -23,6 +23,7 @@ from jobs.ml.store import remove_torn, replacing
 from jobs.secrets import hidden
 from mistudio.models.upload import link_or_copy
 
+NAMES = "mistudio-*"
 STAMP = "mistudio-%Y%m%dT%H%M%SZ"
 HEADER = b"SQLite format 3\0"
 NOTICE = 1.0  # seconds
@@ -47,7 +48,7 @@ def path_of(at: datetime) -> Path:
 def there() -> dict[datetime, Path]:
     """Those of this kind of database, by when they were begun."""
     found = {}
-    for path in sorted(settings.BACKUPS.glob("mistudio-*")):
+    for path in sorted(settings.BACKUPS.glob(NAMES)):
         try:
             at = datetime.strptime(path.stem, STAMP).replace(tzinfo=UTC)
         except ValueError:
@@ -70,7 +71,7 @@ def write(path: Path, check: Check = lambda: None) -> None:
     """Raises JobError where it cannot be made, or what was restored from it is something else."""
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    remove_torn(folder)
+    remove_torn(folder, NAMES)  # of others who keep theirs there, nothing
     require_space(folder, 2 * database_bytes(), "A backup and its trial", "where backups are kept")
     with replacing(path) as temporary:
         temporary.touch(mode=0o600)  # it holds what only this site may know
@@ -115,7 +116,7 @@ def counted(database: sqlite3.Connection) -> Counts:
 
 
 def restored_sqlite(backup: Path, check: Check) -> Counts:
-    scratch = backup.with_name(f".trial-of-{backup.name.lstrip('.')}")
+    scratch = backup.with_name(f"{backup.stem}.trial.tmp")
     try:
         shutil.copy(backup, scratch)  # with its mode
         return examine_sqlite(scratch, check)

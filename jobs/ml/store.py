@@ -60,9 +60,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_torn(folder: Path) -> None:
-    """What `replacing` was writing there when its process was killed."""
-    for temporary in folder.glob(".*.tmp"):
+def remove_torn(folder: Path, names: str = "*") -> None:
+    """What `replacing` was writing there, under such names, when its process was killed."""
+    for temporary in folder.glob(f".{names}.tmp"):
         remove(temporary)
 
 

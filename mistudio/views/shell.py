@@ -101,8 +101,8 @@ def live(key: str) -> str:
 topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0)
 
 
-def tell_of_alerts(**kwargs: Any) -> None:
-    """They are of the machines: every header shows them."""
+def tell_all(**kwargs: Any) -> None:
+    """Alerts and paused queues are of the installation: every header shows them."""
     publish(*[f"shell.{team}" for team in Team.objects.values_list("pk", flat=True)])
 
 

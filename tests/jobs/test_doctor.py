@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from datetime import timedelta
 
 import pytest
@@ -136,6 +137,15 @@ def test_folders_of_jobs_without_a_row_are_told_with_their_size_and_left_alone(r
     assert [path.name for path in strays(room, {job.pk, 900}).folders] == [], "901 is young, notes is no number"
     Job.objects.create(pk=900, team=job.team, kind="sleepy", queue="cpu")
     assert said(doctor.job_folders) == [(INFO, "2 jobs; no folder is left over.")]
+
+
+def test_a_folder_that_is_deleted_while_it_is_looked_at_is_none(tmp_path, monkeypatch):
+    (tmp_path / "900").mkdir()
+    os.utime(tmp_path / "900", (0, 0))
+    assert strays(tmp_path, set())
+    there = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: there(path) and (path.rmdir() or True))
+    assert not strays(tmp_path, set())
 
 
 # ---- Redis, PyTorch

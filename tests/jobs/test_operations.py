@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from jobs import live
 from jobs.models import Job, LiveEvent, QueuePause, Worker
-from jobs.queue import pause_queue
+from jobs.queue import pause_queue, resume_queue
 from jobs.queues import standings
 from tests.jobs.test_views import text
 from tests.mistudio.test_pages import queries
@@ -219,6 +219,14 @@ def test_a_queue_is_paused_and_resumed_by_staff_alone(client_of, alice, address)
     assert client_of(alice).post(reverse(address, args=["nonsense"])).status_code == 404
     assert client_of(alice, enforce_csrf_checks=True).post(reverse(address, args=["cpu"])).status_code == 403
     assert [pause.queue for pause in QueuePause.objects.all()] == ["gpu"]
+
+
+def test_a_pause_and_its_end_are_told_to_teams_without_jobs_in_the_queue(team, charlie):
+    headers = {f"shell.{key}" for key in (team.pk, charlie.team.pk)}
+    for act in (pause_queue, resume_queue):
+        LiveEvent.objects.all().delete()
+        act("gpu")
+        assert set(LiveEvent.objects.values_list("topic", flat=True)) == headers
 
 
 def test_a_pause_is_told_to_open_pages(row):

@@ -46,7 +46,7 @@ def main(database: Path) -> None:
 
     backups.database_file, backups.database_bytes = (lambda: database), (lambda: 10_000)
     backups.postgres = lambda: False
-    copy, written, restored = database.parent / "backups" / "copy.sqlite3", [], []
+    copy, written, restored = database.parent / "backups" / "mistudio-20260101T000000Z.sqlite3", [], []
     for _ in killed(lambda: backups.write(copy), copy.parent):
         written.append(rows(copy))
         copy.unlink(missing_ok=True)

@@ -162,13 +162,15 @@ def test_one_that_is_cancelled_leaves_nothing(database, folder, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
-def test_what_a_killed_one_left_is_swept_away_by_the_next(database, folder, monkeypatch):
+def test_what_a_killed_one_left_is_swept_away_by_the_next_and_nothing_of_other_programs(database, folder, monkeypatch):
     monkeypatch.setattr(backups, "database_bytes", lambda: 10_000)
     folder.mkdir()
-    for name in (".copy.sqlite3.0a1b2c3d.tmp", ".trial-of-copy.sqlite3.0a1b2c3d.tmp"):
+    torn = ".mistudio-20260101T000000Z.sqlite3.0a1b2c3d"
+    for name in (f"{torn}.tmp", f"{torn}.trial.tmp", ".of-another.tmp"):
         (folder / name).write_text("half")
-    backups.write(folder / "copy.sqlite3")
-    assert [path.name for path in folder.iterdir()] == ["copy.sqlite3"]
+    path = backups.path_of(timezone.now())
+    backups.write(path)
+    assert {left.name for left in folder.iterdir()} == {path.name, ".of-another.tmp"}
 
 
 def test_without_room_for_it_nothing_is_begun(database, folder, monkeypatch):
