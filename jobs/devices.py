@@ -8,9 +8,10 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
+
+from jobs.gpus import Gpus
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
@@ -41,25 +42,13 @@ def memories() -> list[Memory]:
 
 
 def gpu_memories() -> list[Memory]:
-    if not (names := devices()):
-        return []
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        found = [handle_of(pynvml, name) for name in names]
-        facts = [(pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)) for handle in found]
-    except pynvml.NVMLError:  # no driver, or one that does not say
-        return []
-    return [
-        Memory(f"GPU {place}, {name}", memory.total, memory.free)
-        for place, (name, memory) in zip(names, facts, strict=True)
-    ]
-
-
-def handle_of(pynvml: Any, name: str) -> Any:
-    """Of a device by its number, or by the UUID that CUDA_VISIBLE_DEVICES may hold as well."""
-    return pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(name)
+    """None without a driver, or with one that does not say."""
+    names = devices()
+    with contextlib.closing(Gpus(names)) as gpus:
+        return [
+            Memory(f"GPU {place}, {name}", memory.total, memory.free)
+            for place, (name, memory) in zip(names, gpus.facts(), strict=False)
+        ]
 
 
 @contextlib.contextmanager

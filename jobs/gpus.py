@@ -1,12 +1,10 @@
-"""What processes use of GPUs, by NVML."""
+"""GPUs by NVML: how much memory they have, and what processes use of them."""
 
 import contextlib
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from jobs.devices import handle_of
 
 AGAIN = 30.0  # seconds between two starts of NVML, which may load the driver
 
@@ -47,6 +45,16 @@ class Gpus:
             return GpuReading()
         reading.memory = None if None in held.values() else {pid: size for pid, size in held.items() if size}
         return reading
+
+    def facts(self) -> list[tuple[str, Any]]:
+        """Name and memory of each; empty where NVML does not say."""
+        if not self.handles and not self.start():
+            return []
+        nvml = self.nvml
+        try:
+            return [(nvml.nvmlDeviceGetName(one), nvml.nvmlDeviceGetMemoryInfo(one)) for one in self.handles]
+        except nvml.NVMLError:
+            return []
 
     def start(self) -> bool:
         if not self.names or time.monotonic() < self.start_at:
@@ -112,6 +120,11 @@ class Gpus:
                 return []
             raise
         return sorted((one for one in found if one.timeStamp > since), key=lambda one: one.timeStamp)
+
+
+def handle_of(nvml: Any, name: str) -> Any:
+    """Of a GPU by its number, or by the UUID that CUDA_VISIBLE_DEVICES may hold as well."""
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal() else nvml.nvmlDeviceGetHandleByUUID(name)
 
 
 def computed(samples: Sequence[Any], pids: Collection[int], since: int) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,7 @@ class Growth:
 
 class Probe:
     def __init__(self, folder: Path, nvml: Any = pynvml) -> None:
-        self.mount = mount_of(folder)
+        self.mount, _ = mount_of(folder)
         self.gpus = Gpus(nvml)
         self.cores, self.disks, self.network = Growth(), Growth(), Growth()
         self.last = Reading()
@@ -137,7 +138,12 @@ def with_hardware(kind: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if (DEVICES / kind / name / "device").exists()]
 
 
-def mount_of(folder: Path) -> str:
-    """Where the file system of the folder is mounted."""
-    folder = folder.resolve()
-    return str(next(path for path in (folder, *folder.parents) if path.is_mount()))
+def mount_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> tuple[str, str]:
+    """Where the file system of the folder is mounted, and its type; of two on the same place the later one counts."""
+    folder, deepest = folder.resolve(), ("", "")
+    for line in mounts.read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        place = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), left.split()[4])
+        if folder.is_relative_to(place) and len(place) >= len(deepest[0]):
+            deepest = place, right.split()[0]
+    return deepest

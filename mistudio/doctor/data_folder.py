@@ -1,8 +1,6 @@
 import os
-import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
@@ -12,6 +10,7 @@ from jobs.doctor import counted, examines
 from jobs.ml.disk import size
 from jobs.probes import unwritable
 from mistudio.models import HubToken
+from monitoring.probe import mount_of
 
 LITTLE, LOW = 10**9, 10**10  # bytes that are free: a problem, a warning
 SHORTEST_KEY = 50
@@ -31,21 +30,10 @@ def data_folder() -> Iterator[CheckMessage]:
     if why := unwritable(folder):
         hint = f"Give the user of this process the folder, or make room: {folder}"
         yield Error(f"MISTUDIO_DATA cannot be written: {why}.", hint=hint)
-    kind = file_system(folder, Path("/proc/self/mountinfo").read_text())
+    _, kind = mount_of(folder)
     yield from of_file_system(kind, connection.vendor)
     disk = shutil.disk_usage(folder)
     yield of_room(disk.free, disk.total)
-
-
-def file_system(folder: Path, mounts: str) -> str:
-    """The type of the mount that holds it; of two on the same place the later one counts."""
-    deepest = ("", "")
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        place = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), left.split()[4])
-        if folder.is_relative_to(place) and len(place) >= len(deepest[0]):
-            deepest = place, right.split()[0]
-    return deepest[1]
 
 
 def of_file_system(kind: str, vendor: str) -> Iterator[CheckMessage]:

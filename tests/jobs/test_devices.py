@@ -1,4 +1,5 @@
 import contextlib
+import sys
 
 import psutil
 import pytest
@@ -7,6 +8,7 @@ from jobs import devices
 from jobs.devices import devices_of_its_own
 from jobs.models import Job
 from jobs.supervise import run_here
+from tests.monitoring.fake_nvml import GIB, FakeGpu, FakeNvml
 
 
 @pytest.fixture
@@ -48,6 +50,20 @@ def test_all_gpus_of_the_driver_are_used(monkeypatch, tmp_path):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(devices, "DRIVER", tmp_path)
     assert devices.devices() == ["0", "1"]
+
+
+def test_the_memory_of_gpus_is_asked_and_nvml_is_let_go(two_gpus, monkeypatch):
+    gpus = [FakeGpu() for _ in range(8)]
+    nvml = FakeNvml(*gpus)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert devices.gpu_memories() == [
+        devices.Memory(f"GPU {place}, NVIDIA Test 9000", 80 * GIB, 50 * GIB) for place in (3, 7)
+    ]
+    assert nvml.starts == 1 and not nvml.running
+    gpus[7].unsupported = {"MemoryInfo"}
+    assert devices.gpu_memories() == [] and not nvml.running
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.gpu_memories() == [] and nvml.starts == 2
 
 
 @pytest.mark.django_db(transaction=True)

@@ -98,20 +98,6 @@ def test_a_build_of_the_pinned_version_is_that_version():
 
 # ---- data folder and secrets
 
-MOUNTS = """22 1 8:1 / / rw,relatime - ext4 /dev/vda rw
-30 22 0:40 / /srv rw shared:1 - nfs4 server:/export rw
-31 22 0:41 / /srv/fast\\040disk rw - xfs /dev/nvme0n1 rw
-32 31 0:42 / /srv/fast\\040disk rw - tmpfs tmpfs rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("folder", "kind"),
-    [("/home/x", "ext4"), ("/srv", "nfs4"), ("/srv/data", "nfs4"), ("/srv2", "ext4"), ("/srv/fast disk/d", "tmpfs")],
-)
-def test_the_file_system_is_that_of_the_deepest_mount(folder, kind, tmp_path):
-    assert data_folder.file_system(type(tmp_path)(folder), MOUNTS) == kind
-
 
 @pytest.mark.parametrize(
     ("kind", "vendor", "level", "words"),

@@ -42,7 +42,7 @@ def test_a_host_is_read_in_series_that_the_table_knows(tmp_path):
     assert all(series_of(name) for name in values)
     assert 0 < values["cpu.percent"] <= 100
     assert 0 < values["memory.used"] < values["memory.total"] == psutil.virtual_memory().total
-    assert values[f"disk.{mount_of(tmp_path)}.free"] > 0
+    assert values[f"disk.{mount_of(tmp_path)[0]}.free"] > 0
     assert values["network.received"] >= 0
     assert probe.last.absent == {"gpu": "NVML Shared Library Not Found"}
 
@@ -102,13 +102,35 @@ def test_a_part_that_cannot_be_read_leaves_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(psutil, "disk_usage", gone)
     reading = Probe(tmp_path, NO_GPU).read()
-    assert reading.absent[f"disk.{mount_of(tmp_path)}"] == "[Errno 116] Stale file handle"
+    assert reading.absent[f"disk.{mount_of(tmp_path)[0]}"] == "[Errno 116] Stale file handle"
     assert "memory.used" in reading.values and "swap.total" in reading.values
 
 
 def test_the_mount_is_that_of_the_folder():
-    assert mount_of(Path("/proc/self/fd")) == "/proc"
-    assert mount_of(Path("/")) == "/"
+    assert mount_of(Path("/proc/self/fd")) == ("/proc", "proc")
+    assert mount_of(Path("/"))[0] == "/"
+
+
+MOUNTS = """22 1 8:1 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:40 / /srv rw shared:1 - nfs4 server:/export rw
+31 22 0:41 / /srv/fast\\040disk rw - xfs /dev/nvme0n1 rw
+32 31 0:42 / /srv/fast\\040disk rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "mount"),
+    [
+        ("/home/x", ("/", "ext4")),
+        ("/srv", ("/srv", "nfs4")),
+        ("/srv/data", ("/srv", "nfs4")),
+        ("/srv2", ("/", "ext4")),
+        ("/srv/fast disk/d", ("/srv/fast disk", "tmpfs")),
+    ],
+)
+def test_the_file_system_is_that_of_the_deepest_mount(folder, mount, tmp_path):
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    assert mount_of(Path(folder), tmp_path / "mountinfo") == mount
 
 
 def test_names_of_series_are_told_apart():
