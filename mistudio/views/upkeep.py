@@ -11,6 +11,7 @@ from django.template.loader import render_to_string
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from jobs.live import Topic
+from jobs.models import State
 from jobs.upkeep.schedules import KIND, runs, schedules, start
 from jobs.upkeep.task import find
 from mistudio.forms.upkeep import ScheduleForm
@@ -42,8 +43,11 @@ def upkeep_task(request: HttpRequest, name: str) -> HttpResponse:
         said = f"runs {saved.said} from now on" if saved.enabled else "runs only when somebody asks for it"
         messages.success(request, f"“{find(name).label}” {said}.")
         return redirect("upkeep")
+    work = runs(name).filter(state__in=State.unfinished()).first()
     context = {
         "task": find(name),
+        "work": work,
+        "topics": [f"jobs.{work.pk}"] if work else [],
         "schedule": schedules().get(task=name),  # as it is, not as it was typed
         "form": form,
         "page_obj": Paginator(runs(name).select_related("owner"), PAGE).get_page(request.GET.get("page")),

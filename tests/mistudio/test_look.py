@@ -188,6 +188,23 @@ def test_the_socket_asks_for_every_topic_and_escapes_it():
     assert 'data-poll="/live/fragments/?t=shell.3&amp;t=jobs.12&amp;t=a%22%26b"' in html
 
 
+# Their own topics show it; a form that asks anew at each change of what is filled in.
+SHOWN_ANYWAY = {"templates/home.html", "templates/upkeep/list.html", "templates/activation_cache/new.html"}
+
+
+def whole(path):
+    """With all parts that it includes, and theirs."""
+    text = body(path)
+    return text + "".join(whole(ROOT / "templates" / name) for name in re.findall(r'\{% include "([^"]+)"', text))
+
+
+def test_a_page_that_shows_the_state_of_a_job_follows_it():
+    pages = {shown(path): whole(path) for path in TEMPLATES if '{% extends "base.html" %}' in body(path)}
+    states = {name for name, text in pages.items() if re.search(r'\{% badge (?!"|object\.state)', text)}
+    assert len(states) > 15
+    assert {name for name in states if "data-follow" not in pages[name]} == SHOWN_ANYWAY
+
+
 def test_the_script_is_short():
     assert len(body(ROOT / "static" / "live.js").splitlines()) <= 150
 

@@ -386,7 +386,17 @@ def test_the_pages_ask_as_much_for_many_runs_as_for_few(admin, alice):
     for task in ("logs", "caches", "sessions"):
         for _ in range(4):
             Job.objects.filter(pk=start(task, owner=alice).pk).update(state="succeeded", result={"summary": "1 log"})
-    assert [asked(url) for url in urls] == few and max(few) <= 22
+    start("logs", owner=alice)
+    assert [asked(url) for url in urls] == few and max(few) <= 32
+
+
+def test_the_page_of_a_task_follows_its_run_until_that_has_ended(admin, alice):
+    url, job = reverse("upkeep_task", args=["logs"]), start("logs", owner=alice)
+    page = admin.get(url).content.decode()
+    assert "data-follow" in page and f"&amp;t=jobs.{job.pk}" in page and f'id="job-{job.pk}"' in page
+    Job.objects.filter(pk=job.pk).update(state="succeeded", finished_at=timezone.now())
+    page = admin.get(url).content.decode()
+    assert "data-follow" not in page and "&amp;t=" not in page
 
 
 # ---- command
