@@ -7,7 +7,7 @@ class MistudioConfig(AppConfig):
     verbose_name = "miStudio"
 
     def ready(self) -> None:
-        from jobs.models import Job, QueuePause
+        from jobs.models import Job, QueuePause, Worker
         from mistudio.models.artifact import follow_job
         from mistudio.views.shell import tell_all
         from monitoring.alerts import changed
@@ -16,3 +16,4 @@ class MistudioConfig(AppConfig):
         changed.connect(tell_all, dispatch_uid="headers say how many alerts are open")
         for moment in (post_save, post_delete):
             moment.connect(tell_all, sender=QueuePause, dispatch_uid="headers say which queues are paused")
+            moment.connect(tell_all, sender=Worker, dispatch_uid="headers say whether a worker is there")

@@ -101,9 +101,10 @@ def live(key: str) -> str:
 topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0)
 
 
-def tell_all(**kwargs: Any) -> None:
-    """Alerts and paused queues are of the installation: every header shows them."""
-    publish(*[f"shell.{team}" for team in Team.objects.values_list("pk", flat=True)])
+def tell_all(created: bool = True, **kwargs: Any) -> None:
+    """Alerts, paused queues and workers are of the installation: every header shows them. Not each heartbeat."""
+    if created:
+        publish(*[f"shell.{team}" for team in Team.objects.values_list("pk", flat=True)])
 
 
 @require_POST

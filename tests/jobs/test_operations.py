@@ -229,6 +229,19 @@ def test_a_pause_and_its_end_are_told_to_teams_without_jobs_in_the_queue(team, c
         assert set(LiveEvent.objects.values_list("topic", flat=True)) == headers
 
 
+def test_a_worker_that_comes_or_goes_is_told_to_every_team_and_its_heartbeats_to_none(team, charlie, worker):
+    def told(act):
+        LiveEvent.objects.all().delete()
+        act()
+        return set(LiveEvent.objects.values_list("topic", flat=True))
+
+    headers, made = {f"shell.{key}" for key in (team.pk, charlie.team.pk)}, []
+    assert "No worker" in live.render(f"shell.{team.pk}")
+    assert told(lambda: made.append(worker())) == headers and "No worker" not in live.render(f"shell.{team.pk}")
+    assert told(made[0].save) == set()
+    assert told(Worker.objects.all().delete) == headers
+
+
 def test_a_pause_is_told_to_open_pages(row):
     job = row("queued")
     before = live.render(f"shell.{job.team_id}")
