@@ -207,6 +207,8 @@ async def test_why_a_job_waits_is_looked_at_again_without_an_event_as_long_as_it
         assert "No worker of the cpu queue" in await socket.receive_from(timeout=5)
         await sync_to_async(Worker.objects.create)(host="here", pid=1, queue="cpu", slots=1)
         assert "it starts in a moment" in await socket.receive_from(timeout=5)
+        monkeypatch.setattr(live, "WHILE_IT_WAITS", 60.0)
+        await asyncio.sleep(0.3)  # the next look is far away, and an event does not wait for it
         await change(job, state="running")
         assert "data-waits" not in await socket.receive_from(timeout=5)
         await asyncio.sleep(0.1)
