@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name, fsynced, renamed. Needs numpy for arrays alone: every
 process that has a database imports this."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,30 +18,42 @@ if TYPE_CHECKING:
 
 VERSIONED = ("mistudio", "torch", "transformers", "numpy")
 CHUNK = 4 * 2**20  # bytes read at once
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends well and vanishes otherwise."""
+    """A temporary path beside `path` that takes its name when the block ends well and vanishes otherwise. Whoever looks
+    finds the old one or the new one, also after a kill; but of folders that the file system cannot exchange there is
+    none between two renames, while both lie beside it under temporary names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    mark = f".{path.name}.{uuid.uuid4().hex[:8]}"
+    temporary, aside = path.with_name(f"{mark}.tmp"), path.with_name(f"{mark}.old.tmp")
     try:
         yield temporary
         sync(temporary)
-        if path.is_dir():  # rename(2) does not replace a folder that has files in it
-            shutil.rmtree(path)
-        temporary.replace(path)
+        if not path.is_dir():
+            temporary.replace(path)
+        elif not exchange(temporary, path):  # rename(2) does not replace a folder that has files in it
+            path.rename(aside)
+            temporary.rename(path)
+            temporary = aside
         flush(path.parent)
     finally:
         remove(temporary)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Each gets the other's name, both at once. False where the system or the file system has no such thing."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return bool(rename) and not rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+
+
 def sync(path: Path) -> None:
-    """To the disk: a file, or a folder with its files."""
+    """To the disk: a file, or a folder with all that is in it."""
     if path.is_dir():
         for child in path.iterdir():
-            if child.is_file():
-                flush(child)
+            sync(child)
     flush(path)
 
 

@@ -1,4 +1,7 @@
 import json
+import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +31,74 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path) -> None:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_a_folder_is_replaced_where_the_file_system_cannot_exchange_two(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(store, "RENAME_EXCHANGE", 2**20)  # a wish that no system knows
+    replace_with(tmp_path / "folder", "old")
+    replace_with(tmp_path / "folder", "new")
+    assert found_in(tmp_path) == {"folder/below/new", "folder/new"}
+
+
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path) -> None:
+    found, ended, changes = [], False, 0
+    while not ended:
+        place, changes = tmp_path / str(changes), changes + 1
+        fill(place / "folder", "old")
+        ended = in_a_child_that_dies(changes, lambda: replace_with(place / "folder", "new"))  # noqa: B023  called at once
+        found.append({name for name in found_in(place) if not name.startswith(".")})
+        store.remove_torn(place)
+        assert found_in(place) == found[-1]
+    old, new = {"folder/old", "folder/below/old"}, {"folder/new", "folder/below/new"}
+    assert found.count(old) >= 4 and found.count(new) >= 3  # killed before and after the exchange
+    assert found == [old] * found.count(old) + [new] * found.count(new)
+
+
+def test_everything_in_a_folder_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch) -> None:
+    flushed, flush = [], store.flush
+    monkeypatch.setattr(store, "flush", lambda path: (flushed.append(path), flush(path)))
+    replace_with(tmp_path / "folder", "a")
+    [inner] = {path.parent for path in flushed if path.name == "a" and path.parent.name != "below"}
+    assert set(flushed) == {inner / "a", inner / "below/a", inner / "below", inner, tmp_path}
+
+
+def replace_with(folder, name) -> None:
+    with store.replacing(folder) as temporary:
+        fill(temporary, name)
+
+
+def fill(folder, name) -> None:
+    """With a file of this name, and another below."""
+    (folder / "below").mkdir(parents=True)
+    for path in (folder / name, folder / "below" / name):
+        path.write_text(name)
+
+
+def found_in(place) -> set[str]:
+    return {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+
+
+def in_a_child_that_dies(at, act) -> bool:
+    """Killed before the change of that number which it makes to the disk. Did it come to its end?"""
+    pid = os.fork()
+    if not pid:
+        left = iter(range(at - 1, -1, -1))
+
+        def hear(event, args) -> None:
+            writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_WRONLY
+            changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+            if (writes or event in changes) and not next(left):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(hear)
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitpid(pid, 0)[1]
+    assert code in (0, signal.SIGKILL)
+    return code == 0
 
 
 def test_tensors_keep_shape_and_type_also_without_dimensions(tmp_path) -> None:
