@@ -120,7 +120,7 @@ LOG_FORMAT = env_choice("MISTUDIO_LOG_FORMAT", "line", "json")
 METRICS_TOKEN = env_token("MISTUDIO_METRICS_TOKEN")  # who sends it may read /metrics; "": nobody
 BACKUPS = Path(os.environ.get("MISTUDIO_BACKUPS") or MISTUDIO_DATA / "backups").expanduser().resolve()
 UPLOAD_LIMIT = env_int("MISTUDIO_UPLOAD_LIMIT", 64, 1, 100_000) * 2**30  # bytes of a file
-UPLOAD_QUOTA = env_int("MISTUDIO_UPLOAD_QUOTA", 128, 1, 1_000_000) * 2**30  # bytes of a team, until they are datasets
+UPLOAD_QUOTA = env_int("MISTUDIO_UPLOAD_QUOTA", 128, 1, 1_000_000) * 2**30  # bytes of a team
 
 SECRET_KEY = secret_key(MISTUDIO_DATA)
 DEBUG = env_bool("MISTUDIO_DEBUG", False)

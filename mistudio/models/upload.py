@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ from jobs.ownership import Owned
 from mistudio.formats import binary
 from mistudio.models.artifact import folder_bytes
 from mistudio.models.dataset import Dataset
+from mistudio.models.sae import Sae
 from mistudio.models.team import Team, User
 
 ROOM = "uploads"
@@ -224,9 +225,12 @@ def check_room(team: Team, owner: User, name: str, size: int) -> None:
     if unfinished >= MOST_UNFINISHED:
         raise Refused(f"{unfinished} of your uploads are unfinished. Finish or delete one of them first.", 429)
     if size > (left := quota_left(team)):
+        kept = kept_bytes(team)
+        held = f" ({binary(kept)} are kept by datasets for their labels, or by imports that failed)" if kept else ""
         raise Refused(
             f"{name} has {binary(size)}, but of your team's {binary(settings.UPLOAD_QUOTA)} for uploads only "
-            f"{binary(left)} are free. Delete an upload, or give a path.",
+            f"{binary(left)} are free{held}. Delete an upload{' or one of those' if kept else ''}, or give a path as "
+            "the source.",
             413,
         )
     promised = Upload.objects.aggregate(bytes=Sum(F("size") - F("received")))["bytes"] or 0
@@ -235,7 +239,26 @@ def check_room(team: Team, owner: User, name: str, size: int) -> None:
 
 def quota_left(team: Team) -> int:
     used = Upload.objects.of_team(team).aggregate(bytes=Sum("size"))["bytes"] or 0
-    return max(0, settings.UPLOAD_QUOTA - used)
+    return max(0, settings.UPLOAD_QUOTA - used - kept_bytes(team))
+
+
+def kept_bytes(team: Team) -> int:
+    """Of what was uploaded for datasets and SAEs and lies with them still: each file once, however many link to it, and
+    none that an upload counts."""
+    datasets, saes = Dataset.objects.of_team(team).exclude(uploaded=[]), Sae.objects.of_team(team).exclude(uploaded="")
+    kept = sizes(path for row in (*datasets, *saes) for path in row.upload_folder.glob("*"))
+    counted = sizes(upload.path for upload in Upload.objects.of_team(team))
+    return sum(size for inode, size in kept.items() if inode not in counted)
+
+
+def sizes(paths: Iterable[Path]) -> dict[tuple[int, int], int]:
+    """By inode, of the files that are there."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            seen = path.stat()
+            found[seen.st_dev, seen.st_ino] = seen.st_size
+    return found
 
 
 def write(file: IO[bytes], offset: int, chunk: bytes) -> None:

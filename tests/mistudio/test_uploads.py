@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import threading
 import uuid
 from datetime import timedelta
@@ -270,6 +271,31 @@ def test_the_quota_is_the_teams_and_not_of_another(client, charlie, client_of, s
     settings.UPLOAD_QUOTA = 4000
     assert begin(client, jsonl(9, 3000)).status_code == 200
     assert begin(client_of(charlie), jsonl(9, 3000)).status_code == 200
+
+
+def test_files_that_a_dataset_keeps_for_their_labels_count_once_against_the_quota(client, alice, settings):
+    settings.UPLOAD_QUOTA = 5000
+    upload = send(client, jsonl(9, 3000), "kinds.jsonl")
+    for name in ("one", "two"):
+        form(client, uploads=[upload.pk], name=name)
+    assert uploads.quota_left(alice.team) == 2000  # links to what the upload counts
+    upload.delete()
+    assert uploads.quota_left(alice.team) == 2000
+    refused = begin(client, jsonl(9, 2500), "second.jsonl")
+    assert refused.status_code == 413
+    said = "only 2.0 KiB are free (2.9 KiB are kept by datasets for their labels, or by imports that failed)."
+    assert f"{said} Delete an upload or one of those, or give a path as the source." in refused.json()["error"]
+    for dataset in Dataset.objects.all():
+        shutil.rmtree(dataset.upload_folder)
+    assert begin(client, jsonl(9, 2500), "second.jsonl").status_code == 200
+
+
+def test_the_archive_of_an_import_that_failed_counts_against_the_quota_of_its_team_alone(alice, charlie, settings):
+    settings.UPLOAD_QUOTA = 5000
+    row = rows.sae(alice.team, uploaded="sae.zip")
+    row.upload_folder.mkdir(parents=True)
+    (row.upload_folder / "sae.zip").write_bytes(b"x" * 1000)
+    assert uploads.quota_left(alice.team) == 4000 and uploads.quota_left(charlie.team) == 5000
 
 
 def test_a_file_that_does_not_fit_the_disk_is_refused_before_it_is_sent(client, settings):
