@@ -13,6 +13,7 @@ from django.conf import settings
 
 from jobs.gpus import Gpus
 
+CPU = "CPU"  # among devices, the machine's own memory
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -38,7 +39,7 @@ def memories() -> list[Memory]:
     import psutil
 
     own = psutil.virtual_memory()
-    return [Memory("CPU", own.total, own.available), *gpu_memories()]
+    return [Memory(CPU, own.total, own.available), *gpu_memories()]
 
 
 def gpu_memories() -> list[Memory]:

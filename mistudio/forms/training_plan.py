@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jobs.devices import Memory, memories
+from jobs.devices import CPU, Memory, memories
 from jobs.ml.architectures import ARCHITECTURES
 from mistudio.models import Training
 from mistudio.models.plan import differences, products
@@ -58,7 +58,12 @@ class Plan:
 
     @property
     def bytes(self) -> int | None:
+        """In each process: of several each has all SAEs."""
         return None if self.parameters is None else STATE_BYTES * self.parameters
+
+    @property
+    def bytes_together(self) -> int | None:
+        return None if self.bytes is None else self.bytes * self.training.processes
 
     @cached_property
     def free(self) -> list[Memory]:
@@ -66,8 +71,12 @@ class Plan:
 
     @property
     def too_large(self) -> bool:
-        """For whatever this machine has free."""
-        return self.bytes is not None and all(memory.free < self.bytes for memory in self.free)
+        """For whatever this machine has free: its processes share its own memory, or have a GPU each."""
+        if self.bytes is None:
+            return False
+        on_cpu = sum(memory.free // self.bytes for memory in self.free if memory.device == CPU)
+        on_gpus = sum(memory.free >= self.bytes for memory in self.free if memory.device != CPU)
+        return max(on_cpu, on_gpus) < self.training.processes
 
 
 def spoken(factors: list[tuple[int, str]]) -> str:

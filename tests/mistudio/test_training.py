@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from jobs.devices import Memory
 from jobs.ml.architectures import ARCHITECTURES, build
 from jobs.ml.architectures.options import OPTIONS
 from jobs.models import Job, Metric, State
@@ -76,6 +77,34 @@ def test_more_than_the_machine_has_free_is_said_before_it_starts(alice, client_o
     assert "More than this machine has free" not in planned(client_of(alice), alice.team)
     monkeypatch.setattr("mistudio.forms.training_plan.memories", list)
     assert "More than this machine has free" in planned(client_of(alice), alice.team)
+
+
+def test_every_process_of_a_plan_needs_the_memory_of_all_its_saes(alice, client_of):
+    one = STATE_BYTES * (2048 * (16 + 16 + 1) + 16) / 2**20
+    page = planned(client_of(alice), alice.team, processes=4)
+    assert f"{4 * one:.1f} MiB, 4 × {one:.1f} MiB, computed" in page and "for 4 processes that have all SAEs each" in page
+
+
+@pytest.mark.parametrize(
+    ("processes", "free", "too_large"),
+    [
+        (1, {"CPU": 1.5}, False),
+        (2, {"CPU": 1.5}, True),
+        (2, {"CPU": 2.5}, False),
+        (2, {"CPU": 1.5, "GPU 0": 1.5}, True),
+        (2, {"CPU": 0.5, "GPU 0": 1.5, "GPU 1": 1.5}, False),
+        (1, {"CPU": 0.5, "GPU 0": 0.5, "GPU 1": 1.5}, False),
+    ],
+)
+def test_processes_share_the_memory_of_the_machine_or_have_a_gpu_each(
+    alice, client_of, monkeypatch, processes, free, too_large
+):
+    one = STATE_BYTES * (2048 * (16 + 16 + 1) + 16)
+    found = [Memory(device, 0, int(share * one)) for device, share in free.items()]
+    monkeypatch.setattr("mistudio.forms.training_plan.memories", lambda: found)
+    page = planned(client_of(alice), alice.team, processes=processes)
+    assert ("More than this machine has free" in page) == too_large
+    assert ("or fewer processes, take less" in page) == (too_large and processes > 1)
 
 
 def test_every_option_stands_once_under_the_architectures_that_have_it(alice, client_of):
