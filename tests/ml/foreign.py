@@ -225,7 +225,7 @@ def llama_scope(folder: Path, norm: float = 1.7, threshold: float = 0.3) -> Form
     return lambda x: jump(w, x, s)
 
 
-def llama_scope_later(folder: Path, norm: float = 1.7, uneven_rows: bool = False) -> Formula:
+def llamascopium_linear(folder: Path, norm: float = 1.7, uneven_rows: bool = False) -> Formula:
     """Of R1-Distill. With even rows the library itself and SAELens say the same; else what is compared with the
     thresholds is weighed by the norms of the rows, and only the library itself does that."""
     w = jump_weights()
@@ -246,6 +246,49 @@ def llama_scope_later(folder: Path, norm: float = 1.7, uneven_rows: bool = False
     return lambda x: jump(w, x, D**0.5 / norm)
 
 
+def llamascopium(
+    folder: Path, act_fn: str = "jumprelu", to: str = "blocks.15.hook_resid_post", norm_out: float = 1.7, **config: Any
+) -> Formula:
+    """As Llamascopium 2 writes it, with its own formula; to: another site makes it a transcoder."""
+    w = jump_weights()
+    hook = "blocks.15.hook_resid_post"
+    whole = {
+        "sae_type": "sae", "d_model": D, "expansion_factor": M / D, "act_fn": act_fn, "dtype": "torch.float32",
+        "device": "cpu", "norm_activation": "dataset-wise", "use_decoder_bias": True, "use_glu_encoder": False,
+        "top_k": K, "hook_point_in": hook, "hook_point_out": to, "sparsity_include_decoder_norm": True,
+        "use_triton_kernel": False, "jumprelu_threshold_window": 2.0, **config,
+    }  # fmt: skip
+    write_json(folder / "config.json", whole)
+    tensors = {"W_E": w["w_enc"], "b_E": w["b_enc"], "W_D": w["w_dec"], "b_D": w["b_dec"]}
+    if not whole["use_decoder_bias"]:
+        w["b_dec"] = torch.zeros_like(tensors.pop("b_D"))
+    if act_fn == "jumprelu":
+        tensors["activation_function.log_jumprelu_threshold"] = w["threshold"].log()
+    tensors |= {f"dataset_average_activation_norm.{at}": torch.tensor(n) for at, n in ((to, norm_out), (hook, 1.7))}
+    scaled = whole["norm_activation"] == "dataset-wise"
+    s_in, s_out = (D**0.5 / float(tensors[f"dataset_average_activation_norm.{at}"]) for at in (hook, to))
+    if not scaled:  # what lies there then is whatever was in memory
+        tensors |= {name: torch.tensor(float("nan")) for name in tensors if name.startswith("dataset")}
+        s_in = s_out = 1.0
+    save_file(contiguous(tensors), folder / "sae_weights.safetensors", {"version": "2.0.0b34"})
+    by = w["w_dec"].norm(dim=1) if whole["sparsity_include_decoder_norm"] else torch.ones(M)
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        a = (x * s_in @ w["w_enc"] + w["b_enc"]) * by
+        f = {"relu": a.relu(), "topk": topk(a), "jumprelu": a.relu() * (a > w["threshold"])}[act_fn] / by
+        return f, (f @ w["w_dec"] + w["b_dec"]) / s_out
+
+    return compute
+
+
+LETTERS: dict[str, Callable[[Path], Formula]] = {
+    "llamascopium": llamascopium,
+    "llamascopium-topk": lambda folder: llamascopium(folder, "topk"),
+    "llamascopium-topk-plain": lambda folder: llamascopium(folder, "topk", sparsity_include_decoder_norm=False),
+    "llamascopium-relu": lambda folder: llamascopium(folder, "relu", use_decoder_bias=False),
+    "llamascopium-folded": lambda folder: llamascopium(folder, norm_activation="inference"),
+    "llamascopium-transcoder": lambda folder: llamascopium(folder, to="blocks.15.hook_mlp_out", norm_out=0.4),
+}
 MADE: dict[str, Callable[[Path], Formula]] = {
     "saelens-standard": lambda folder: saelens(folder, "standard"),
     "saelens-uncentred": lambda folder: saelens(folder, "standard", apply_b_dec_to_input=False),
@@ -270,6 +313,7 @@ MADE: dict[str, Callable[[Path], Formula]] = {
     "gemma_scope_2": gemma_scope_2,
     "gemma_scope_2-skip": lambda folder: gemma_scope_2(folder, skip=True),
     "llama_scope": llama_scope,
-    "llama_scope-r1_distill": llama_scope_later,
-    "llama_scope-uneven": lambda folder: llama_scope_later(folder, uneven_rows=True),
+    "llamascopium-r1_distill": llamascopium_linear,
+    "llamascopium-uneven": lambda folder: llamascopium_linear(folder, uneven_rows=True),
+    **LETTERS,
 }  # fmt: skip

@@ -20,7 +20,7 @@ from tests.ml.foreign import D, K, M, difference, inputs
 from tests.ml.test_architectures import trained_like
 
 CLOSE = 1e-5
-UNITS = {"saelens-topk", "saelens-flat-topk"}  # those whose rows must keep their norms
+UNITS = {"saelens-topk", "saelens-flat-topk", "llamascopium-topk-plain"}  # those whose rows must keep their norms
 
 
 @pytest.mark.parametrize("name", foreign.MADE)
@@ -248,33 +248,6 @@ def test_one_threshold_for_all_is_reached_by_the_norms_of_the_rows_where_any_can
     sae.threshold.data[:3] = 0.0
     with pytest.raises(Unusable, match="3 of 40 latents have the threshold 0"):
         formats.write(sae, tmp_path / "sae", "llama_scope", reads=["hook_embed"])
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"act_fn": "topk"}, "it has the activation 'topk', which is not read here"),
-        ({"use_glu_encoder": True}, "it has a gated encoder"),
-        ({"hook_point_out": "blocks.15.hook_mlp_out"}, "it is a transcoder from blocks.15.hook_resid_post"),
-        ({"expansion_factor": None}, "expansion_factor is 'None'; it must be a finite number"),
-        ({"hook_point_in": "", "hook_point_out": ""}, "lacks dataset_average_activation_norm."),
-    ],
-)
-def test_of_llama_scope_what_is_not_read_is_named(tmp_path, config, said) -> None:
-    foreign.llama_scope_later(tmp_path)
-    whole = json.loads((tmp_path / "config.json").read_text()) | config
-    (tmp_path / "config.json").write_text(json.dumps(whole))
-    assert said in refused(tmp_path)
-
-
-def test_of_llama_scope_the_place_tells_the_model(tmp_path) -> None:
-    foreign.llama_scope_later(tmp_path)
-    place = "OpenMOSS-Team/Llama-Scope-R1-Distill/800M-Slimpajama-0-OpenR1-Math-220k/L15R"
-    facts = recognise(tmp_path, place)
-    assert (facts.model_name, facts.reads) == (
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
-        ("blocks.15.hook_resid_post",),
-    )
 
 
 # ---- files of which nothing good is to be expected

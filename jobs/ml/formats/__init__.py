@@ -43,10 +43,10 @@ FORMATS: Mapping[str, Format] = {
         ("jumprelu", "standard"),
     ),
     "llama_scope": Format(
-        "Llama Scope", "llama_scope",
-        (("hyperparams.json", "checkpoints/final.safetensors"), ("config.json", "sae_weights.safetensors")), "sae-lens",
+        "Llama Scope", "llama_scope", (("hyperparams.json", "checkpoints/final.safetensors"),), "sae-lens",
         ("jumprelu", "standard"),
     ),
+    "llamascopium": Format("Llamascopium", "llamascopium", (("config.json", "sae_weights.safetensors"),), "sae-lens"),
 }  # fmt: skip
 NAMES = sorted({name for format in FORMATS.values() for names in format.files for name in names})
 NEURONPEDIA = "neuronpedia"  # what a scan found, not the SAE itself: see jobs.ml.neuronpedia

@@ -13,6 +13,7 @@ from jobs.ml.errors import CorruptData, Unusable
 
 MOST_JSON = 2**22  # bytes of a configuration
 MOST_WIDTH = 2**24
+MOST_COUNT = 2**40  # of anything: what is far too large for an SAE is said by its name later
 AGAIN = "Fetch it again from where it comes, or ask whoever made it."
 
 
@@ -94,8 +95,8 @@ class Config:
 
     def count(self, name: str, otherwise: int | None = None) -> int:
         value = self.values.get(name, otherwise)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(name, "a whole number from 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_COUNT:
+            raise self.wrong(name, f"a whole number from 1 to {MOST_COUNT:,}")
         return value
 
     def number(self, name: str) -> float:

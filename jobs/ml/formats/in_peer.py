@@ -49,20 +49,25 @@ def gemma_scope(folder: Path, x: Tensor) -> Answer:
 
 
 def llama_scope(folder: Path, x: Tensor) -> Answer:
+    said = json.loads((folder / "hyperparams.json").read_text())
+    place = "fnlp/Llama3_1-8B-Base-LXM-8x", "Llama3_1-8B-Base-L0M-8x"
+    sae = of_loader("llama_scope_sae_huggingface_loader", folder, place, {"dtype": "float64"})
+    return of_scaled(sae, said["d_model"], said["dataset_average_activation_norm"]["in"], x)
+
+
+def llamascopium(folder: Path, x: Tensor) -> Answer:
+    """With the names of linear layers, which are all that SAELens knows."""
+    said, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    norm = float(weights[f"dataset_average_activation_norm.{said['hook_point_in']}"])
+    place = "fnlp/Llama-Scope-R1-Distill", "800M-Slimpajama-0-OpenR1-Math-220k/L0R"
+    own = {"dtype": "float64", "d_sae": len(weights["encoder.bias"])}
+    sae = of_loader("llama_scope_r1_distill_sae_huggingface_loader", folder, place, own)
+    return of_scaled(sae, said["d_model"], norm, x)
+
+
+def of_scaled(sae: Any, width: int, norm: float, x: Tensor) -> Answer:
     """Codes as of decoder rows with norm 1: the files' units are their own."""
-    own: dict[str, Any] = {"dtype": "float64"}
-    if (folder / "hyperparams.json").is_file():
-        said = json.loads((folder / "hyperparams.json").read_text())
-        norm = said["dataset_average_activation_norm"]["in"]
-        place = "fnlp/Llama3_1-8B-Base-LXM-8x", "Llama3_1-8B-Base-L0M-8x"
-        sae = of_loader("llama_scope_sae_huggingface_loader", folder, place, own)
-    else:
-        said, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "sae_weights.safetensors")
-        norm = float(weights[f"dataset_average_activation_norm.{said['hook_point_in']}"])
-        place = "fnlp/Llama-Scope-R1-Distill", "800M-Slimpajama-0-OpenR1-Math-220k/L0R"
-        own["d_sae"] = len(weights["encoder.bias"])
-        sae = of_loader("llama_scope_r1_distill_sae_huggingface_loader", folder, place, own)
-    sae.fold_activation_norm_scaling_factor(said["d_model"] ** 0.5 / norm)
+    sae.fold_activation_norm_scaling_factor(width**0.5 / norm)
     codes, x_hat = of_saelens(sae, x)
     return codes * sae.W_dec.norm(dim=1), x_hat
 
@@ -105,6 +110,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, Tensor], Answer]]] = {
     "saelens": ("sae-lens", saelens),
     "gemma_scope": ("sae-lens", gemma_scope),
     "llama_scope": ("sae-lens", llama_scope),
+    "llamascopium": ("sae-lens", llamascopium),
     "sparsify": ("eai-sparsify", sparsify),
     "dictionary_learning": ("dictionary-learning", dictionary_learning),
 }

@@ -1,7 +1,5 @@
-"""Llama Scope: JumpReLU on inputs scaled to a mean norm of sqrt(d_in), which is folded here as SAELens folds it. Two
-layouts: hyperparams.json beside checkpoints/final.safetensors, with one threshold for all latents, that of unscaled
-activations; and, since R1-Distill, config.json beside sae_weights.safetensors, with a threshold for each, that
-of scaled activations, and the mean norm among the weights.
+"""Llama Scope: hyperparams.json beside checkpoints/final.safetensors: JumpReLU on inputs scaled to a mean norm of
+sqrt(d_in), which is folded here as SAELens folds it, with one threshold for all latents, that of unscaled activations.
 """
 
 from pathlib import Path
@@ -17,20 +15,12 @@ if TYPE_CHECKING:
     from jobs.ml.sae import Sae
 
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight", "b_dec": "decoder.bias"}
-FIRST, LATER = "hyperparams.json", "config.json"
-THRESHOLDS, NORM = "log_jumprelu_threshold", "dataset_average_activation_norm"
-MODELS = {
-    "Llama-Scope-R1-Distill": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
-    "Llama3_1-8B": "meta-llama/Llama-3.1-8B",
-}
-
-
-def config_of(folder: Path) -> Config:
-    return Config.read(folder / (FIRST if (folder / FIRST).is_file() else LATER))
+CONFIG, NORM = "hyperparams.json", "dataset_average_activation_norm"
+MODELS = {"Llama3_1-8B": "meta-llama/Llama-3.1-8B"}
 
 
 def facts(folder: Path, place: str) -> Facts:
-    config = config_of(folder)
+    config = Config.read(folder / CONFIG)
     read, written = config.text("hook_point_in"), config.text("hook_point_out")
     if written not in ("", read):
         raise Unusable(
@@ -40,18 +30,13 @@ def facts(folder: Path, place: str) -> Facts:
     if (function := config.text("act_fn") or "jumprelu") != "jumprelu" or config.flag("use_glu_encoder", False):
         what = "a gated encoder" if function == "jumprelu" else f"the activation {function!r}"
         raise Unusable(f"{config.name}: it has {what}, which is not read here.", "Of Llama Scope, jumprelu is read.")
-    d_in = config.count("d_model")
-    if config.name == FIRST:
-        width = config.count("d_sae")
-        scale(config, config.inner(NORM).number("in"))
-    else:
-        width = round(d_in * config.number("expansion_factor"))
+    scale(config)
     site = site_name({"hook_name": read}, "") if read else ""
     return Facts(
         "llama_scope",
         "jumprelu",
-        d_in,
-        width,
+        config.count("d_model"),
+        config.count("d_sae"),
         centred=config.flag("apply_decoder_bias_to_pre_encoder", False),
         reads=(site,) if site else (),
         model_name=next((model for name, model in MODELS.items() if name in place), ""),
@@ -59,21 +44,26 @@ def facts(folder: Path, place: str) -> Facts:
     )
 
 
-def scale(config: Config, norm: float) -> float:
-    """What the inputs are multiplied with, that their mean norm is sqrt(d_in)."""
-    if not norm > 0:
+def scale(config: Config) -> float:
+    """What the inputs are multiplied with, that their mean norm is sqrt(d_in). Raises Unusable."""
+    if not (norm := config.inner(NORM).number("in")) > 0:
         raise Unusable(f"{config.name}: its inputs have the mean norm {norm:g}, which cannot be.")
     return config.count("d_model") ** 0.5 / norm
 
 
 def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
-    config = config_of(folder)
+    import torch
+
+    from jobs.ml.formats.tensors import read_safetensors
+
+    config = Config.read(folder / CONFIG)
     shapes = {**facts.shapes, "W_dec": facts.shapes["W_dec"][::-1]}
     wanted = {LINEAR[ours]: shapes[ours] for ours in LINEAR}
-    read = first_weights if config.name == FIRST else later_weights
-    found, s, threshold = read(folder, config, wanted, facts.width)
+    found = read_safetensors(folder / "checkpoints/final.safetensors", wanted)
     ours = {name: found[theirs] for name, theirs in LINEAR.items()}
     ours["W_dec"] = ours["W_dec"].T
+    s = scale(config)
+    threshold = torch.full((facts.width,), max(0.0, config.number("jump_relu_threshold") * s))
     if config.flag("sparsity_include_decoder_norm", False):  # a_i ||W_dec_i|| is what is compared with it
         threshold = threshold / ours["W_dec"].norm(dim=1)
     return ours | {
@@ -84,37 +74,12 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     }
 
 
-Read = tuple[dict[str, "Tensor"], float, "Tensor"]  # tensors, scale of the inputs, thresholds [M] of scaled activations
-
-
-def first_weights(folder: Path, config: Config, wanted: dict[str, tuple[int, ...]], width: int) -> Read:
-    import torch
-
-    from jobs.ml.formats.tensors import read_safetensors
-
-    s = scale(config, config.inner(NORM).number("in"))
-    threshold = max(0.0, config.number("jump_relu_threshold") * s)
-    return read_safetensors(folder / "checkpoints/final.safetensors", wanted), s, torch.full((width,), threshold)
-
-
-def later_weights(folder: Path, config: Config, wanted: dict[str, tuple[int, ...]], width: int) -> Read:
-    from jobs.ml.formats.headers import safetensors_headers
-    from jobs.ml.formats.tensors import read_safetensors
-
-    path, norm = folder / "sae_weights.safetensors", f"{NORM}.{config.text('hook_point_in')}"
-    there = safetensors_headers(path).get(norm)
-    found = read_safetensors(path, wanted | {THRESHOLDS: (width,), norm: there.shape if there else ()})
-    if found[norm].numel() != 1:
-        raise Unusable(f"{path.name}: {norm} has the shape {list(found[norm].shape)}, not one number.")
-    return found, scale(config, float(found[norm])), found[THRESHOLDS].exp()
-
-
 def refusal(*, transcodes: bool, **_: Any) -> str:
     return "Llama Scope's transcoders are neither read nor written here." if transcodes else ""
 
 
 def write(sae: "Sae", folder: Path, reads: tuple[str, ...], writes: tuple[str, ...], metadata: dict[str, Any]) -> None:
-    """In the first layout, which SAELens knows of any width. Its one threshold is reached by the norms of the decoder
+    """SAELens knows this layout of any width. Its one threshold is reached by the norms of the decoder
     rows: activations come in other units then, what they write does not change. Raises Unusable."""
     import torch
 
@@ -155,4 +120,4 @@ def write(sae: "Sae", folder: Path, reads: tuple[str, ...], writes: tuple[str, .
         store.write_tensors(
             temporary / "checkpoints/final.safetensors", {name: value.numpy() for name, value in arrays.items()}
         )
-        store.write_json(temporary / FIRST, config)
+        store.write_json(temporary / CONFIG, config)

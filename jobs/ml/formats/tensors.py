@@ -46,12 +46,16 @@ def finite(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path, wanted: Shapes, spare: Collection[str] = ()) -> dict[str, Tensor]:
-    """The wanted ones and those of `spare` that are there, as float32. Raises CorruptData, Unusable."""
-    headers = safetensors_headers(path)
-    check(headers, wanted, path.name, spare)
+def read_safetensors(
+    path: Path, wanted: Shapes, spare: Collection[str] = (), ignored: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The wanted ones and those of `spare` that are there, as float32. ignored: what may be there, and may hold
+    anything. Raises CorruptData, Unusable."""
+    check(safetensors_headers(path), wanted, path.name, (*spare, *ignored))
     try:
-        return finite(load_file(path), path.name)
+        found = load_file(path)
+        taken = {name: found[name] for name in found if name not in ignored or name in wanted}
+        return finite(taken, path.name)
     except SafetensorError as error:
         raise CorruptData(f"{path.name} cannot be read: {error}.", AGAIN) from error
 
