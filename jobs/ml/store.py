@@ -46,7 +46,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def exchange(one: Path, other: Path) -> bool:
     """Each gets the other's name, both at once. False where the system or the file system has no such thing."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return bool(rename) and not rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    if rename is None:
+        return False
+    failed: int = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return not failed
 
 
 def sync(path: Path) -> None:

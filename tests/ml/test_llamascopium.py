@@ -57,6 +57,24 @@ def test_a_mean_norm_that_cannot_be_is_refused(tmp_path, norm, said) -> None:
     assert said in refused(tmp_path)
 
 
+def test_a_norm_so_small_that_the_weights_overflow_is_refused(tmp_path) -> None:
+    foreign.llamascopium(tmp_path)
+    path = tmp_path / "sae_weights.safetensors"
+    save_file(load_file(path) | {NORM: torch.tensor(1e-40)}, path)
+    assert "With its scales taken in, W_enc" in refused(tmp_path)
+
+
+def test_a_latent_that_writes_nothing_is_never_active(tmp_path) -> None:
+    foreign.llamascopium(tmp_path)
+    path = tmp_path / "sae_weights.safetensors"
+    weights = load_file(path)
+    weights["W_D"][3] = 0.0
+    save_file(weights, path)
+    sae, _ = formats.read(tmp_path)
+    codes = sae.encode(100 * foreign.inputs())
+    assert not codes[:, 3].any() and codes[:, 4].any()
+
+
 def test_a_transcoder_names_the_site_that_it_writes(tmp_path) -> None:
     foreign.LETTERS["llamascopium-transcoder"](tmp_path)
     facts = formats.recognise(tmp_path)

@@ -36,6 +36,8 @@ def assemble(facts: Facts, weights: dict[str, Tensor]) -> tuple[Sae, Facts]:
     )
     sae.load_state_dict({name: weights[name] for name in facts.shapes})
     folded = (sae if kept else sae.folded()).eval().requires_grad_(False)
+    if wrong := [name for name, value in folded.state_dict().items() if not value.isfinite().all()]:
+        raise Unusable(f"With its scales taken in, {', '.join(wrong)} holds values that are not finite numbers.", AGAIN)
     return folded, replace(facts, notes=(*facts.notes, KEPT)) if kept else facts
 
 

@@ -55,6 +55,7 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     import torch
 
     from jobs.ml.formats.tensors import read_safetensors
+    from jobs.ml.sae import TINY
 
     config = Config.read(folder / CONFIG)
     shapes = {**facts.shapes, "W_dec": facts.shapes["W_dec"][::-1]}
@@ -65,7 +66,7 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     s = scale(config)
     threshold = torch.full((facts.width,), max(0.0, config.number("jump_relu_threshold") * s))
     if config.flag("sparsity_include_decoder_norm", False):  # a_i ||W_dec_i|| is what is compared with it
-        threshold = threshold / ours["W_dec"].norm(dim=1)
+        threshold = threshold / ours["W_dec"].norm(dim=1).clamp_min(TINY)
     return ours | {
         "W_enc": ours["W_enc"] * s,
         "W_dec": ours["W_dec"] / s,

@@ -104,6 +104,7 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
 
     from jobs.ml.formats.headers import safetensors_headers
     from jobs.ml.formats.tensors import read_safetensors
+    from jobs.ml.sae import TINY
 
     config, path = Config.read(folder / CONFIG), folder / WEIGHTS
     headers = safetensors_headers(path)
@@ -121,7 +122,7 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     ours.setdefault("b_dec", torch.zeros(facts.shapes["b_dec"]))
     if facts.architecture == "jumprelu":
         threshold = found[naming.log_threshold].exp()
-        ours["threshold"] = threshold / ours["W_dec"].norm(dim=1) if weighted(config) else threshold
+        ours["threshold"] = threshold / ours["W_dec"].norm(dim=1).clamp_min(TINY) if weighted(config) else threshold
     s_in, s_out = (scale(facts.d_in, name, found[name]) if measured else 1.0 for name in norms)
     return ours | {"W_enc": ours["W_enc"] * s_in, "W_dec": ours["W_dec"] / s_out, "b_dec": ours["b_dec"] / s_out}
 
