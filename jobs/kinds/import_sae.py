@@ -194,6 +194,7 @@ def from_folder(params: Params, source: Path, room: Path, ctx: Context) -> tuple
 
 def from_archive(params: Params, source: Path, room: Path, ctx: Context) -> tuple[str, str, str]:
     from jobs.ml import archives, disk, formats
+    from jobs.ml.text_files import reading
 
     if not archives.is_archive(source):
         hint = "Give a folder, or a zip or tar archive of one."
@@ -207,7 +208,7 @@ def from_archive(params: Params, source: Path, room: Path, ctx: Context) -> tupl
     ctx.stage("fetch", total=sizes or None, unit="bytes")
     advance = counter(ctx)
     for member in taken:
-        with member.open() as reader:
+        with reading(source.name), member.open() as reader:
             pour(reader, room / "files" / member.name, advance, member.size)
     return source.name, "", ""
 

@@ -20,6 +20,7 @@ MOST_UNPACKED = 2**40  # bytes
 MOST_FILES = 100_000
 READABLE = (ZIP_STORED, ZIP_DEFLATED, ZIP_BZIP2, ZIP_LZMA)
 NESTED = (".zip", ".tar", ".tgz", ".7z", ".rar", *PACKINGS)
+MOST_PATH, MOST_NAME = 1000, 255  # characters, and bytes of each of its parts
 CHUNK = 2**22
 
 
@@ -35,7 +36,7 @@ def members(path: Path, name: str) -> list[Member]:
 def zip_members(path: Path, name: str) -> list[Member]:
     with reading(name):
         archive = ZipFile(path)
-    infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
+    infos = sorted((i for i in archive.infolist() if not i.filename.endswith("/")), key=lambda info: info.filename)
     check_size(path, name, [info.file_size for info in infos])
     for info in infos:
         refuse(name, info.filename, zip_refusal(info))
@@ -78,6 +79,8 @@ def refuse(name: str, inner: str, said: str) -> None:
     path = PurePosixPath(inner)
     if path.is_absolute() or PureWindowsPath(inner).drive or ".." in path.parts or "\\" in inner:
         said = "a path that leads out of the archive"
+    elif not path.name or len(inner) > MOST_PATH or any(len(os.fsencode(part)) > MOST_NAME for part in path.parts):
+        said = "a name that no file can have"
     if said := said or ("an archive or a packed file of its own" if path.suffix.lower() in NESTED else ""):
         raise Unusable(f"{name} holds {inner[:200]}, {said}.", "Pack it again without, or give a folder.")
 

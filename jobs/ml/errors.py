@@ -1,9 +1,18 @@
+MOST_SAID = 2000  # characters of a message
+
+
+def printable(text: str) -> str:
+    """What strangers wrote, on one line and fit for a page or a terminal: control characters and those that turn the
+    direction are replaced."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text[:MOST_SAID])
+
+
 class WithHint(ValueError):
-    """`hint` says what to do about it."""
+    """`hint` says what to do about it. Both may quote files of strangers."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
 
 class CorruptData(WithHint):

@@ -2,6 +2,7 @@
 
 import bz2
 import codecs
+import errno
 import gzip
 import io
 import lzma
@@ -178,9 +179,11 @@ def reading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        damage = EOFError | zlib.error | lzma.LZMAError | zipfile.BadZipFile | tarfile.TarError
-        damaged = isinstance(error, damage) or "pyarrow" in type(error).__module__
-        if damaged or (type(error) in (OSError, gzip.BadGzipFile) and getattr(error, "errno", None) is None):
+        packed = EOFError | zlib.error | lzma.LZMAError | zipfile.BadZipFile | tarfile.TarError
+        odd = UnicodeDecodeError | NotImplementedError  # names and versions in a table of contents
+        damaged = isinstance(error, packed | odd) or "pyarrow" in type(error).__module__
+        outside = getattr(error, "errno", None) in (None, errno.EINVAL)  # of the file: at a place that none has
+        if damaged or (type(error) in (OSError, gzip.BadGzipFile) and outside):
             said = str(error).strip().partition("\n")[0].rstrip(".")
             raise CorruptData(f"{name} is damaged or cut off: {said}.", "Fetch or make the file again.") from error
         raise

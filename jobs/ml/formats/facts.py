@@ -3,13 +3,13 @@ but Python: pages show it too.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.ml.errors import CorruptData, Unusable
+from jobs.ml.errors import CorruptData, Unusable, printable
 
 MOST_JSON = 2**22  # bytes of a configuration
 MOST_WIDTH = 2**24
@@ -101,7 +101,7 @@ class Config:
 
     def number(self, name: str) -> float:
         value = self.values.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
             raise self.wrong(name, "a finite number")
         return float(value)
 
@@ -112,8 +112,8 @@ class Config:
         return value
 
     def text(self, name: str) -> str:
-        """ "" where it is missing or nothing."""
+        """ "" where it is missing or nothing; without characters that cannot be printed."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, "a text")
-        return (value or "")[:500]
+        return printable(value or "")[:500]

@@ -19,6 +19,7 @@ from jobs.ml.formats.facts import AGAIN
 MOST_HEADER = 2**23  # bytes; of an SAE it has some hundreds
 MOST_TENSORS = 1000
 UNFOLDED, MOST_RATIO = 2**22, 50  # bytes from which a packed array is doubted, and the ratio that is
+NO_ZIP = (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error)
 ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
 NPY = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32", np.dtype("<f2"): "F16"}
@@ -84,7 +85,7 @@ def npz_headers(path: Path) -> Headers:
                     raise Unusable(f"{said}, which weights never do.", AGAIN)
                 with archive.open(info) as file:
                     found[name] = npy_header(file, info.file_size, f"{name} in {path.name}")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+    except NO_ZIP as error:
         raise CorruptData(f"{path.name} is no npz file, or was cut off: {error}.", AGAIN) from error
     return found
 
@@ -95,7 +96,7 @@ def npy_header(file: IO[bytes], size: int, name: str) -> Header:
         major, _ = np.lib.format.read_magic(file)
         reader = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)  # bounded: 10,000 bytes at most
-    except (ValueError, SyntaxError, TypeError, OSError) as error:
+    except Exception as error:  # numpy parses it as Python, which has many words for what it is not
         raise CorruptData(f"{name} has a header that cannot be read: {error!s:.100}.", AGAIN) from error
     if dtype.hasobject:
         hint = "Save it again as numbers: numpy.savez(path, w_enc=…)."
@@ -103,6 +104,6 @@ def npy_header(file: IO[bytes], size: int, name: str) -> Header:
     known = NPY.get(dtype)
     if known is None:
         raise Unusable(f"{name} holds {dtype}, not floating-point numbers.", "Save it again as float32.")
-    if math.prod(shape) * dtype.itemsize > size:
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > size:
         raise CorruptData(f"{name} should hold {shape} numbers, but has {size:,} bytes.", AGAIN)
     return Header(known, shape)

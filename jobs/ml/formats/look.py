@@ -34,6 +34,7 @@ def look_path(source: Path, path: str = "") -> Found:
     if source.is_dir():
         return look_folder(source, path)
     from jobs.ml import archives
+    from jobs.ml.text_files import reading
 
     if not archives.is_archive(source):
         hint = "Give the folder that holds the SAE's files, or a zip or tar archive of it."
@@ -41,7 +42,7 @@ def look_path(source: Path, path: str = "") -> Found:
     members = {member.name: member for member in archives.members(source, source.name)}
 
     def text_of(name: str) -> bytes:
-        with members[name].open() as file:
+        with reading(source.name), members[name].open() as file:
             return bytes(file.read(MOST_JSON + 1))
 
     return by_texts({name: member.size for name, member in members.items()}, path, source.name, text_of)

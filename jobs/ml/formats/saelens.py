@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.ml.errors import Unusable
+from jobs.ml.errors import Unusable, printable
 from jobs.ml.formats.facts import Config, Facts
 from jobs.ml.saelens_names import KINDS, site_name
 
@@ -69,7 +69,7 @@ def of_flat(config: Config) -> Facts:
     """Before 6 every key stands side by side, and an activation function is named beside the architecture."""
     config = Config({RENAMED.get(name, name): value for name, value in config.values.items()}, config.name)
     normalised = config.values.get("normalize_activations")
-    check_unscaled("" if normalised in (None, False) else "yes" if normalised is True else str(normalised))
+    check_unscaled("" if normalised in (None, False) else "yes" if normalised is True else str(normalised)[:60])
     architecture, function = config.text("architecture") or "standard", config.text("activation_fn") or "relu"
     options: dict[str, Any] = {}
     if function == "topk" and architecture in ("standard", "topk"):
@@ -110,14 +110,14 @@ def sites(metadata: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Read, and written where they are others; empty where the file names none."""
     several = metadata.values.get("hook_names")
     if isinstance(several, list) and all(isinstance(name, str) for name in several):
-        return tuple(name[:120] for name in several), ()
+        return tuple(printable(name)[:120] for name in several), ()
     found = []
     for side in ("", "_out"):
         index = metadata.values.get(f"hook_head_index{side}")
         if index is not None and (not isinstance(index, int) or index < 0):
             raise metadata.wrong(f"hook_head_index{side}", "the number of a head")
         named = metadata.text(f"hook_name{side}")
-        found.append((site_name(metadata.values, side)[:120],) if named else ())
+        found.append((printable(site_name(metadata.values, side))[:120],) if named else ())
     return found[0], found[1]
 
 

@@ -22,9 +22,8 @@ def facts(folder: Path, place: str) -> Facts:
         which = "signed latents" if config.flag("signed", False) else f"the activation {activation!r}"
         raise Unusable(f"cfg.json: it has {which}, which is not read here.", "Read is topk.")
     d_in = config.count("d_in")
-    latents = config.values.get("num_latents") or d_in * config.count("expansion_factor", 32)  # 0 counts as missing
-    if not isinstance(latents, int) or latents < 1:
-        raise config.wrong("num_latents", "a whole number")
+    named = config.values.get("num_latents")  # 0 counts as missing
+    latents = config.count("num_latents") if named else d_in * config.count("expansion_factor", 32)
     hookpoint = next((part for part in reversed(place.strip("/").split("/")) if not part.startswith("seed")), "")
     site = (site_of_module(hookpoint),) if site_of_module(hookpoint) else ()
     notes = ("It reads what goes into the module, and rebuilds what that puts out.",) if transcodes else ()

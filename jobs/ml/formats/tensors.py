@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.formats.facts import AGAIN
-from jobs.ml.formats.headers import FLOATS, Headers, npz_headers, safetensors_headers
+from jobs.ml.formats.headers import FLOATS, NO_ZIP, Headers, npz_headers, safetensors_headers
 
 Shapes = Mapping[str, tuple[int, ...]]
 SLACK = 2**20  # bytes of a file of torch beside its numbers
@@ -62,8 +62,12 @@ def read_safetensors(
 
 def read_npz(path: Path, wanted: Shapes) -> dict[str, Tensor]:
     check(npz_headers(path), wanted, path.name)
-    with np.load(path, allow_pickle=False) as arrays:
-        return finite({name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in wanted}, path.name)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in wanted}
+    except (ValueError, *NO_ZIP) as error:
+        raise CorruptData(f"{path.name} cannot be read: {error!s:.150}.", AGAIN) from error
+    return finite(found, path.name)
 
 
 def read_torch(path: Path, wanted: Shapes, spare: Collection[str] = ()) -> dict[str, Tensor]:
@@ -76,11 +80,13 @@ def read_torch(path: Path, wanted: Shapes, spare: Collection[str] = ()) -> dict[
         raise Unusable(f"{said}; it was not opened.", CONVERT) from error
     except Exception as error:  # torch says RuntimeError, EOFError, KeyError … of a file that is damaged
         raise CorruptData(f"{path.name} cannot be read: {error!s:.150}.", AGAIN) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not named or not all(isinstance(value, Tensor) for value in found.values()):
         said = "a checkpoint of a trainer" if isinstance(found, dict) else "something else"
         raise Unusable(f"{path.name} holds {said}, not the weights of a dictionary.", "Give the final ae.pt.")
     for key, tensor in found.items():
-        if tensor.layout != torch.strided or tensor.is_quantized:
+        odd = tensor.is_nested or tensor.is_quantized or tensor.is_meta  # what its file does not hold as it is
+        if tensor.layout != torch.strided or odd:
             raise Unusable(f"{path.name}: {key} is no dense tensor.", AGAIN)
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -100,7 +106,7 @@ def check_archive(path: Path, wanted: Shapes) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except zipfile.BadZipFile as error:
+    except NO_ZIP as error:
         raise Unusable(
             f"{path.name} is no file of torch since 1.6, or a bare pickle; it was not opened.", CONVERT
         ) from error
