@@ -17,7 +17,7 @@ CLOSE = 1e-5
 NOT_THEIRS = {  # what is read here, and by no peer of today
     "saelens-flat-scaled": "SAELens 6 reads no factors of codes",
     "llamascopium-uneven": "SAELens leaves the norms of the decoder rows out",
-    **{name: "SAELens does not know these names" for name in foreign.LETTERS},
+    **dict.fromkeys(foreign.LETTERS, "SAELens does not know these names"),
 }
 
 
