@@ -246,7 +246,8 @@ def kept_bytes(team: Team) -> int:
     """Of what was uploaded for datasets and SAEs and lies with them still: each file once, however many link to it, and
     none that an upload counts."""
     datasets, saes = Dataset.objects.of_team(team).exclude(uploaded=[]), Sae.objects.of_team(team).exclude(uploaded="")
-    kept = sizes(path for row in (*datasets, *saes) for path in row.upload_folder.glob("*"))
+    folders = [dataset.upload_folder for dataset in datasets] + [sae.upload_folder for sae in saes]
+    kept = sizes(path for folder in folders for path in folder.glob("*"))
     counted = sizes(upload.path for upload in Upload.objects.of_team(team))
     return sum(size for inode, size in kept.items() if inode not in counted)
 
