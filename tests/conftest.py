@@ -1,4 +1,6 @@
+import fcntl
 import functools
+import gc
 import importlib.util
 import os
 import shutil
@@ -41,6 +43,16 @@ def require(name: str, there: bool, why: str) -> None:
 # ---- workers
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays until the end: the search for garbage passes it over."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
+
+
 @functools.cache
 def company(file):
     """With whom the tests of a file share what takes long to make: a studio and its browser, the process that is forked
@@ -75,6 +87,30 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 # ---- database
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An SQLite file with all tables. Migrating takes seconds, so whoever needs one first makes it for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file = folder / "migrated.sqlite3"
+    with (folder / "migrated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            done = manage("migrate", "--verbosity", "0", env={"MISTUDIO_DATA": str(folder / "new"), "DATABASE_URL": ""})
+            assert done.returncode == 0, done.stderr
+            (folder / "new" / "mistudio.sqlite3").rename(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request):
+    """A database that is a file is there before the tests: a copy of the one that is migrated for all."""
+    if not settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+        return False
+    shutil.copy(request.getfixturevalue("migrated"), settings.DATABASES["default"]["TEST"]["NAME"])
+    return True
 
 
 @pytest.fixture(scope="session")

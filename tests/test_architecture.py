@@ -1,7 +1,7 @@
 """The plan of the house, enforced: which room may import which, and how large its parts may be."""
 
 import ast
-import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,49 +23,55 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@functools.cache
-def nodes(path: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(path.read_text())))
+@pytest.fixture(scope="module")
+def nodes() -> dict[Path, list[ast.AST]]:
+    return {path: list(ast.walk(ast.parse(path.read_text()))) for path in SOURCES}
 
 
-def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return [node for node in nodes(path) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+@pytest.fixture(scope="module")
+def functions(nodes) -> dict[Path, list[ast.FunctionDef | ast.AsyncFunctionDef]]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {path: [node for node in found if isinstance(node, kinds)] for path, found in nodes.items()}
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in nodes(path):
+def imports(found: list[ast.AST]) -> Iterator[str]:
+    for node in found:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
 
-def imports_any(path: Path, rooms: tuple[str, ...]) -> set[str]:
-    return {
-        module for module in imports(path) if any(module == room or module.startswith(f"{room}.") for room in rooms)
-    }
+@pytest.fixture(scope="module")
+def importers(nodes):
+    """Sources below a folder → what each imports of these rooms, for those that import any of it."""
+    modules = {path: set(imports(found)) for path, found in nodes.items()}
+
+    def importers(folder: str, *rooms: str) -> dict[str, set[str]]:
+        looked_at = [path for path in SOURCES if path.is_relative_to(ROOT / folder)]
+        assert looked_at, f"there is no source in {folder}"
+        ours = re.compile(rf"({'|'.join(map(re.escape, rooms))})(\..*)?")
+        found = {name(path): set(filter(ours.fullmatch, modules[path])) for path in looked_at}
+        return {path: of_rooms for path, of_rooms in found.items() if of_rooms}
+
+    return importers
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[len(ROOT.parts)] == "jobs"], ids=name)
-def test_jobs_know_nothing_of_the_domain(path):
-    assert not imports_any(path, ("mistudio", "monitoring"))
+def test_jobs_know_nothing_of_the_domain(importers):
+    assert importers("jobs", "mistudio", "monitoring") == {}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "jobs" / "ml")], ids=name)
-def test_the_engine_knows_nothing_of_django(path):
-    assert not imports_any(
-        path, ("django", "channels", "django_q", "jobs.models", "jobs.queue", "jobs.context", "jobs.live")
-    )
+def test_the_engine_knows_nothing_of_django(importers):
+    rest = ("jobs.models", "jobs.queue", "jobs.context", "jobs.live")
+    assert importers("jobs/ml", "django", "channels", "django_q", *rest) == {}
 
 
-def test_monitoring_knows_neither_jobs_nor_the_domain():
-    found = {name(p): imports_any(p, ("jobs", "mistudio")) for p in SOURCES if p.is_relative_to(ROOT / "monitoring")}
-    assert found and not any(found.values())
+def test_monitoring_knows_neither_jobs_nor_the_domain(importers):
+    assert importers("monitoring", "jobs", "mistudio") == {}
 
 
-def test_only_the_queue_imports_django_q():
-    importers = {name(path) for path in SOURCES if imports_any(path, ("django_q",))}
-    assert importers <= {"jobs/queue.py", "jobs/cluster.py"}
+def test_only_the_queue_imports_django_q(importers):
+    assert importers("", "django_q").keys() <= {"jobs/queue.py", "jobs/cluster.py"}
 
 
 def test_the_web_process_never_loads_torch():
@@ -78,14 +84,15 @@ def test_the_web_process_never_loads_torch():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_parts_stay_small(path):
-    assert path.read_text().count("\n") <= 400
-    assert not [function.name for function in functions(path) if function.end_lineno - function.lineno >= 60]
+def test_parts_stay_small(functions):
+    lines = {name(path): path.read_text().count("\n") for path in SOURCES}
+    assert {path: count for path, count in lines.items() if count > 400} == {}
+    long = [(name(p), f.name) for p, found in functions.items() for f in found if f.end_lineno - f.lineno >= 60]
+    assert long == []
 
 
-def test_functions_are_short_at_the_median():
-    sizes = sorted(f.end_lineno - f.lineno + 1 for path in SOURCES for f in functions(path))
+def test_functions_are_short_at_the_median(functions):
+    sizes = sorted(f.end_lineno - f.lineno + 1 for found in functions.values() for f in found)
     assert sizes[len(sizes) // 2] <= 10
 
 

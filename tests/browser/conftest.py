@@ -90,12 +90,12 @@ def shell(studio):
 
 
 @pytest.fixture(scope="package")
-def studio(hub_server, tmp_path_factory):
+def studio(hub_server, migrated, tmp_path_factory):
     """It takes `hub_server` for the hub."""
     require("browser", CHROMIUM is not None, "Chromium is not installed")
     studio = Studio(tmp_path_factory.mktemp("studio"))
     studio.env |= {"HF_ENDPOINT": hub_server.url}
-    studio.manage("migrate", "--verbosity", "0")
+    shutil.copy(migrated, studio.folder / "mistudio.sqlite3")
     studio.start()
     yield studio
     studio.stop()

@@ -11,7 +11,7 @@ from tests.conftest import ROOT, require
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def env(request, tmp_path):
-    """Settings of a fresh, migrated database."""
+    """Settings of a fresh, empty database."""
     env = {**os.environ, "MISTUDIO_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)}
     env.pop("DATABASE_URL", None)
     if request.param == "sqlite":
@@ -33,7 +33,7 @@ def psql(url, *statements):
 
 def test_of_many_at_once_one_claims_one_ends_and_one_makes_each_job(env):
     command = [sys.executable, "-m", "tests.jobs.race"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for what in ("claim", "move", "next"):
