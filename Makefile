@@ -23,8 +23,9 @@ run: .venv/ready
 	@$(MANAGE) migrate --verbosity 0
 	@$(MANAGE) studio
 
+# Hundreds of processes start in the tests: without bytecode each would compile the site again.
 test: .venv/ready-dev
-	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(ARGS)
 
 # Other libraries, in an environment of their own: two of what they bring break them on a machine without a GPU.
 .peers/ready:

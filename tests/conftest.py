@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from tests.hub_server import HubServer
 from tests.settings import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell that starts the tests in its background lets them and all their processes ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Processes that tests start use the settings of the site, and find the tests' data folder in the environment.
 os.environ["DJANGO_SETTINGS_MODULE"] = "mistudio.settings"
 if importlib.util.find_spec(

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import require
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 15_000  # ms: the machine may be busy
+PATIENCE = 30_000  # ms: the machine may be busy
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -44,7 +44,7 @@ class Studio:
         log = (self.folder / "studio.log").open("a")
         command = [sys.executable, "manage.py", "studio", "--port", str(self.port), *args]
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.url}/login/", timeout=2)
@@ -56,7 +56,7 @@ class Studio:
     def stop(self, how=signal.SIGINT):
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(40)
+            self.process.wait(90)
 
     def login_link(self):
         return json.loads(self.manage("createadmin", "--url", self.url, "--json"))["link"]

@@ -48,7 +48,7 @@ with listen("127.0.0.1", int(sys.argv[1])) as listener:
 """
 
 
-def until(condition, seconds=40, every=0.05):
+def until(condition, seconds=120, every=0.05):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -84,7 +84,7 @@ class Process:
     def text(self):
         return self.log.read_text()
 
-    def stop(self, number=signal.SIGTERM, seconds=20):
+    def stop(self, number=signal.SIGTERM, seconds=60):
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(seconds)

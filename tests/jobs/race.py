@@ -52,7 +52,7 @@ def race(what: str) -> dict[str, Any]:
     runners = [context.Process(target=run, args=(what, keys, team.pk, barrier, answers)) for _ in range(RUNNERS)]
     for runner in runners:
         runner.start()
-    got = [answers.get(timeout=50) for _ in runners]
+    got = [answers.get(timeout=240) for _ in runners]
     for runner in runners:
         runner.join()
     events = JobEvent.objects.filter(job__in=keys, detail__state__in=["running", "succeeded"])

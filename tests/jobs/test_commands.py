@@ -11,7 +11,6 @@ from jobs.management.progress_line import ProgressLine, line
 from jobs.models import Job, State, Worker
 from jobs.order import in_order
 from jobs.queue import submit
-from tests.conftest import manage
 from tests.jobs.conftest import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -298,7 +297,7 @@ def test_interrupted_in_the_foreground_the_job_is_paused_and_can_go_on(beside, s
     assert command.stop(signal.SIGINT) == 130
     job.refresh_from_db()
     assert job.state == "paused" and f"Job {job.pk} paused" in command.text()
-    assert manage("jobs", "cancel", str(job.pk)).returncode == 0
+    assert run("cancel", str(job.pk))[0] == 0
     assert Job.objects.get(pk=job.pk).state == State.CANCELLED
 
 

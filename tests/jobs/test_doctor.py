@@ -174,6 +174,7 @@ def test_a_redis_that_answers_is_well(settings, redis_url):
     assert said(doctor.redis) == [(INFO, "Answers.")]
 
 
+@pytest.mark.slow
 def test_pytorch_is_imported_in_a_process_of_its_own():
     import torch
 

@@ -17,6 +17,9 @@ from mistudio.asgi import application
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+PATIENCE = 30  # s: the machine may be busy
+
+
 @pytest.fixture(autouse=True)
 def thread_connections():
     """Connections that the event loop's threads opened must not outlive the test's tables."""
@@ -34,7 +37,7 @@ def page(client, path, origin=b"http://localhost"):
 @contextlib.asynccontextmanager
 async def opened(client, path):
     socket = page(client, path)
-    connected, _ = await socket.connect(timeout=5)
+    connected, _ = await socket.connect(timeout=PATIENCE)
     assert connected
     try:
         yield socket
@@ -51,21 +54,20 @@ async def change(job, **fields):
 
 
 async def close_code(socket):
-    message = await socket.receive_output(timeout=5)
+    message = await socket.receive_output(timeout=PATIENCE)
     while message["type"] != "websocket.close":
-        message = await socket.receive_output(timeout=5)
+        message = await socket.receive_output(timeout=PATIENCE)
     return message["code"]
 
 
-async def test_a_page_gets_the_whole_current_fragment_first_and_then_each_change(client_of, alice, row):
+async def test_a_page_gets_the_whole_current_fragment_first_and_then_each_change(client_of, alice, row, monkeypatch):
+    monkeypatch.setattr(tail, "POLL", 10 * PATIENCE)
     job = await sync_to_async(row)("running", percent=12.0)
     async with opened(await sync_to_async(client_of)(alice), f"/live/?t=jobs.{job.pk}") as socket:
-        first = await socket.receive_from(timeout=5)
+        first = await socket.receive_from(timeout=PATIENCE)
         assert f'id="job-{job.pk}"' in first and "12.0 %" in first
-        start = time.monotonic()
         await change(job, percent=34.0)
-        assert "34.0 %" in await socket.receive_from(timeout=5)
-        assert time.monotonic() - start < 1.5, "the bell woke it, long before the next look"
+        assert "34.0 %" in await socket.receive_from(timeout=PATIENCE), "the bell woke it, long before the next look"
 
 
 async def test_many_changes_are_one_frame_with_the_last_of_each_topic(client_of, alice, row):
@@ -73,7 +75,7 @@ async def test_many_changes_are_one_frame_with_the_last_of_each_topic(client_of,
     async with opened(
         await sync_to_async(client_of)(alice), f"/live/?t=jobs.{jobs[0].pk}&t=jobs.{jobs[1].pk}"
     ) as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         await asyncio.sleep(0.2)
 
         def many():
@@ -84,7 +86,7 @@ async def test_many_changes_are_one_frame_with_the_last_of_each_topic(client_of,
                         live.publish_job(job)
 
         await sync_to_async(many)()
-        frame = await socket.receive_from(timeout=5)
+        frame = await socket.receive_from(timeout=PATIENCE)
         assert frame.count("50.0 %") >= 2 and "49.0 %" not in frame
         assert await socket.receive_nothing(timeout=0.5)
 
@@ -96,11 +98,11 @@ async def test_a_topic_is_rendered_once_for_all_pages_that_watch_it(client_of, a
         clients = [await sync_to_async(client_of)(person) for person in (alice, bob)]
         sockets = [await stack.enter_async_context(opened(client, path)) for client in clients * 5]
         for socket in sockets:
-            await socket.receive_from(timeout=5)
+            await socket.receive_from(timeout=PATIENCE)
         renderings = []
         monkeypatch.setattr(live, "render", lambda name: renderings.append(name) or f'<p id="x">{len(renderings)}</p>')
         await change(job, percent=1.0)
-        frames = {await socket.receive_from(timeout=5) for socket in sockets}
+        frames = {await socket.receive_from(timeout=PATIENCE) for socket in sockets}
     assert renderings == [f"jobs.{job.pk}"] and frames == {'<p id="x">1</p>'}
 
 
@@ -113,9 +115,9 @@ async def test_pages_that_come_at_once_share_their_renderings(client_of, alice, 
         sockets = [page(client, f"/live/?t=jobs.{job.pk}") for _ in range(60)]
         for socket in sockets:
             stack.push_async_callback(socket.disconnect)
-        await asyncio.gather(*[socket.connect(timeout=5) for socket in sockets])
+        await asyncio.gather(*[socket.connect(timeout=PATIENCE) for socket in sockets])
         for socket in sockets:
-            assert f'id="job-{job.pk}"' in await socket.receive_from(timeout=5)
+            assert f'id="job-{job.pk}"' in await socket.receive_from(timeout=PATIENCE)
             assert await socket.receive_nothing(timeout=0.01), "who came first is not shown the same again"
     assert len(renderings) < 10, "one for those that are let in together"
 
@@ -125,16 +127,16 @@ async def test_changes_of_a_tenth_of_a_second_are_one_rendering_and_the_last_is_
 ):
     job = await sync_to_async(row)("running")
     async with opened(await sync_to_async(client_of)(alice), f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         render, renderings = live.render, []
         monkeypatch.setattr(live, "render", lambda name: renderings.append(time.monotonic()) or render(name))
         for percent in range(1, 41):
             await change(job, percent=float(percent))
             await asyncio.sleep(0.01)
-        while "40.0 %" not in await socket.receive_from(timeout=5):
+        while "40.0 %" not in await socket.receive_from(timeout=PATIENCE):
             continue
-    pauses = len(renderings) - 1
-    assert pauses > 1 and (renderings[-1] - renderings[0]) / pauses > 0.09, renderings
+    pauses = [b - a for a, b in zip(renderings, renderings[1:], strict=False)]
+    assert len(pauses) > 1 and min(pauses) > 0.0999, pauses
 
 
 async def test_a_page_that_reads_slowly_is_sent_the_newest_of_each_topic():
@@ -167,13 +169,13 @@ async def test_who_cannot_be_looked_up_is_asked_to_come_back_and_who_watches_goe
     job = await sync_to_async(row)("running")
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         monkeypatch.setattr(consumers.Page, "refusal", lambda page: 1 / 0)
         async with opened(client, f"/live/?t=jobs.{job.pk}") as late:
             assert await close_code(late) == tail.FAILED
         tail_here().ask(*tail_here().pages)
         await change(job, percent=7.0)
-        assert "7.0 %" in await socket.receive_from(timeout=5)
+        assert "7.0 %" in await socket.receive_from(timeout=PATIENCE)
     assert caplog.text.count("could not be looked up") == 2
 
 
@@ -189,7 +191,7 @@ async def test_a_topic_that_ticks_is_rendered_while_somebody_watches_and_sent_wh
     )
     monkeypatch.setattr(live, "topics", lambda: {"clock": clock})
     async with opened(await sync_to_async(client_of)(alice), "/live/?t=clock.1") as socket:
-        frames = [await socket.receive_from(timeout=5) for _ in range(4)]
+        frames = [await socket.receive_from(timeout=PATIENCE) for _ in range(4)]
     assert frames == [f'<p id="clock">{n}</p>' for n in range(4)], "without any event; what did not change not again"
     assert len(renderings) >= 9
     rendered = len(renderings)
@@ -233,14 +235,14 @@ async def test_a_change_between_the_first_look_and_the_first_frame_is_not_lost(c
 
     monkeypatch.setattr(live, "render", late)
     async with opened(await sync_to_async(client_of)(alice), f"/live/?t=jobs.{job.pk}") as socket:
-        assert "99.0 %" not in await socket.receive_from(timeout=5)
-        assert "99.0 %" in await socket.receive_from(timeout=5)
+        assert "99.0 %" not in await socket.receive_from(timeout=PATIENCE)
+        assert "99.0 %" in await socket.receive_from(timeout=PATIENCE)
 
 
 async def test_what_did_not_change_is_not_sent_again(client_of, alice, row):
     job = await sync_to_async(row)("cancelled")
     async with opened(await sync_to_async(client_of)(alice), f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         await change(job)
         assert await socket.receive_nothing(timeout=0.7)
 
@@ -272,7 +274,7 @@ async def test_a_page_of_another_site_is_refused(client_of, alice, row):
     job = await sync_to_async(row)("running")
     client = await sync_to_async(client_of)(alice)
     socket = page(client, f"/live/?t=jobs.{job.pk}", origin=b"http://evil.example")
-    connected, _ = await socket.connect(timeout=5)
+    connected, _ = await socket.connect(timeout=PATIENCE)
     assert not connected
 
 
@@ -281,7 +283,7 @@ async def test_who_signs_out_stops_watching(client_of, alice, row, monkeypatch):
     job = await sync_to_async(row)("running")
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         assert await socket.receive_nothing(timeout=0.4)
         await sync_to_async(client.logout)()
         assert await close_code(socket) == consumers.SIGNED_OUT
@@ -292,7 +294,7 @@ async def test_a_page_that_talks_too_much_is_closed(client_of, alice, row):
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
         await socket.send_to("ping")
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         assert await socket.receive_nothing(timeout=0.1), "what it says is ignored"
         await socket.send_to("x" * 2000)
         assert await close_code(socket) == consumers.TOO_TALKATIVE
@@ -302,7 +304,7 @@ async def test_the_tail_rests_while_no_page_is_open(client_of, alice, row):
     job = await sync_to_async(row)("running")
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         assert len(list(live.bells().iterdir())) == 1
         tasks = list(tail_here().tasks)
     await asyncio.sleep(0.1)
@@ -314,9 +316,9 @@ async def test_without_a_bell_a_change_is_seen_within_seconds(client_of, alice, 
     job = await sync_to_async(row)("running")
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{job.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         await change(job, percent=77.0)
-        assert "77.0 %" in await socket.receive_from(timeout=4)
+        assert "77.0 %" in await socket.receive_from(timeout=10)
 
 
 async def test_a_topic_that_fails_takes_no_other_with_it_and_is_tried_again(client_of, alice, row, monkeypatch):
@@ -333,13 +335,13 @@ async def test_a_topic_that_fails_takes_no_other_with_it_and_is_tried_again(clie
 
     client = await sync_to_async(client_of)(alice)
     async with opened(client, f"/live/?t=jobs.{good.pk}&t=jobs.{bad.pk}") as socket:
-        await socket.receive_from(timeout=5)
+        await socket.receive_from(timeout=PATIENCE)
         monkeypatch.setattr(live, "render", sometimes)
         await change(good, percent=5.0)
         await change(bad, percent=6.0)
         seen = ""
         while "6.0 %" not in seen:
-            seen += await socket.receive_from(timeout=5)
+            seen += await socket.receive_from(timeout=PATIENCE)
     assert "5.0 %" in seen and len(failures) == 2
 
 
@@ -453,5 +455,5 @@ async def test_a_page_that_cannot_be_sent_its_news_is_closed_and_may_come_back()
 
     page = consumers.Page({"cookies": {}, "query_string": b"t=jobs.1"}, send)
     page.show("jobs.1", "<p>news</p>")
-    await asyncio.wait_for(page.write(), 5)
+    await asyncio.wait_for(page.write(), PATIENCE)
     assert said[-1] == {"type": "websocket.close", "code": tail.FAILED}

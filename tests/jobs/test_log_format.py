@@ -125,7 +125,7 @@ def test_a_worker_writes_json_and_nothing_else(beside, row):
     known = {"host": this_host(), "supervisor_pid": 2**22 - 1, "supervisor_start": 1, "losses": 2}
     job = row("running", **known)
     worker = beside("worker", "--queue", "cpu", env={"MISTUDIO_LOG_FORMAT": "json"})
-    until(lambda: "now failed" in worker.text(), 90)
+    until(lambda: "now failed" in worker.text())
     worker.stop()
     found = [record for record in lines_of(worker.text()) if record["logger"] == "jobs.reap"]
     assert [record["message"] for record in found] == [f"Job {job.pk} (a job): failed, now failed"]

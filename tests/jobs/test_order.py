@@ -202,7 +202,7 @@ def test_a_worker_leaves_a_paused_queue_alone_and_begins_when_it_is_resumed(besi
     queue.pause_queue("cpu")
     job = sleepy(steps=1)
     beside("worker", "--queue", "cpu", env={"MISTUDIO_CPU_SLOTS": "1"})
-    until(lambda: queue.worker_alive("cpu"), 20)
+    until(lambda: queue.worker_alive("cpu"))
     until(lambda: queue.nudges("cpu") == 0)  # it took the message, and found the pause
     assert in_state(job, "queued")()
     assert queue.resume_queue("cpu")

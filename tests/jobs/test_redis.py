@@ -26,7 +26,7 @@ def webs(beside, redis_url, tmp_path):
     env = {"REDIS_URL": redis_url}
     started = [beside(str(script), str(port), "deaf", env=env, command=()) for port in ports]
     for port, process in zip(ports, started, strict=True):
-        until(lambda port=port: answers(f"http://127.0.0.1:{port}/login/"), 40)
+        until(lambda port=port: answers(f"http://127.0.0.1:{port}/login/"))
         assert process.process.poll() is None
     return ports
 

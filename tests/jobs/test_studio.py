@@ -33,7 +33,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def studio(beside):
     def start(*arguments):
         process = beside("studio", "--port", str(free_port()), *arguments)
-        process.url = until(lambda: address_of(process.pid), 40)
+        process.url = until(lambda: address_of(process.pid))
         return process
 
     return start
@@ -47,11 +47,11 @@ def test_one_command_serves_works_replaces_a_dead_worker_and_ends_with_everythin
     process = studio()
     assert answers(f"{process.url}login/")
     job = sleepy(steps=2)
-    until(in_state(job, "succeeded"), 30)
+    until(in_state(job, "succeeded"))
     until(lambda: Worker.objects.count() == 2)
     victim = next(child for child in psutil.Process(process.pid).children() if "cpu" in child.cmdline())
     victim.kill()
-    until(in_state(sleepy(steps=1), "succeeded"), 30)
+    until(in_state(sleepy(steps=1), "succeeded"))
     everybody = psutil.Process(process.pid).children(recursive=True)
     again = manage("studio")
     assert again.returncode == 1 and process.url in again.stderr and f"process {process.pid}" in again.stderr
@@ -65,12 +65,12 @@ def test_one_command_serves_works_replaces_a_dead_worker_and_ends_with_everythin
 def test_killed_without_warning_it_leaves_nothing_and_the_next_one_starts_and_goes_on(studio, sleepy):
     process = studio()
     job = sleepy(steps=80, seconds=0.03)
-    until(lambda: Job.objects.get(pk=job.pk).done > 5, 30)
+    until(lambda: Job.objects.get(pk=job.pk).done > 5)
     everybody = psutil.Process(process.pid).children(recursive=True)
     process.stop(signal.SIGKILL)
-    until(lambda: not alive(everybody), 10)
+    until(lambda: not alive(everybody))
     studio()
-    until(in_state(job, "succeeded"), 40)
+    until(in_state(job, "succeeded"))
     assert job.result == {"steps": 80, "total": sum(range(80))}
 
 

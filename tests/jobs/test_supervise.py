@@ -192,11 +192,10 @@ def test_a_stopping_worker_puts_the_job_back_with_its_checkpoint(sleepy):
 
 
 def test_interrupted_in_the_foreground_it_is_paused(sleepy):
-    before = signal.getsignal(signal.SIGINT)  # tests that run in the background of a shell ignore it
     job = sleepy(steps=500, seconds=0.02)
     when(job, working, lambda job: os.kill(os.getpid(), signal.SIGINT))
     assert run_here(job).state == "paused"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_command_sees_the_progress_of_what_it_runs(sleepy):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def cpu_worker(beside):
     def start(**env):
         process = beside("worker", "--queue", "cpu", env={"MISTUDIO_CPU_SLOTS": "1", **env})
-        until(lambda: worker_alive("cpu"), 20)
+        until(lambda: worker_alive("cpu"))
         return process
 
     return start
@@ -49,7 +49,7 @@ def test_a_worker_runs_its_queue_survives_its_cluster_and_leaves_nothing_when_it
     sentinel = psutil.Process(worker.pid).children()[0]
     below = sentinel.children(recursive=True)
     sentinel.kill()
-    until(lambda: not [process for process in below if process.is_running()], 5)
+    until(lambda: not [process for process in below if process.is_running()])
     long = sleepy(steps=100_000, seconds=0.02)
     until(lambda: Job.objects.get(pk=long.pk).done > 2)
     assert "start anew: its sentinel died" in worker.text()
@@ -72,10 +72,10 @@ def test_a_killed_worker_takes_everything_with_it_and_the_next_goes_on(cpu_worke
     until(lambda: Job.objects.get(pk=job.pk).done > 10)
     everybody = family(worker.pid)
     worker.stop(signal.SIGKILL)
-    until(lambda: not [process for process in everybody if process.is_running()], 5)
+    until(lambda: not [process for process in everybody if process.is_running()])
     Worker.objects.all().delete()
     cpu_worker()
-    until(in_state(job, "succeeded"), 30)
+    until(in_state(job, "succeeded"))
     assert job.result == {"steps": 80, "total": sum(range(80))} and job.attempt == 2
 
 
@@ -86,7 +86,7 @@ def test_an_idle_q2_worker_that_is_killed_does_not_hang_the_queue_for_long(cpu_w
     until(in_state(sleepy(steps=1), "succeeded"))
     time.sleep(1)
     q2_worker(worker.pid).kill()
-    until(in_state(sleepy(steps=1), "succeeded"), 90)
+    until(in_state(sleepy(steps=1), "succeeded"))
     assert "queued jobs were not picked up" in worker.text()
 
 

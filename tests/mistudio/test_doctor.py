@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import time
+from importlib.metadata import version
 
 import pytest
 from django.core.checks import ERROR, INFO, WARNING
@@ -57,8 +58,11 @@ def test_a_sound_installation_has_no_problem_and_says_so_as_json(capsys, monkeyp
     areas = {one["area"] for one in document["findings"]}
     assert {"code", "packages", "data-folder", "database", "torch", "workers", "jobs", "artifacts", "site"} <= areas
     assert "hub" not in areas and all(one["finding"] for one in document["findings"])
+    [said_of_torch] = [one["finding"] for one in document["findings"] if one["area"] == "torch"]
+    assert said_of_torch.startswith(f"PyTorch {version('torch')}")
 
 
+@pytest.mark.slow
 @pytest.mark.django_db
 def test_a_problem_ends_with_exit_code_one(capsys, alice):
     Job.objects.create(team=alice.team, kind="sleepy", queue="gpu", title="waits")

@@ -167,7 +167,7 @@ def test_two_tabs_that_send_the_same_file_leave_one_whole_file(client, alice):
 
     other = threading.Thread(target=slow)
     other.start()
-    inside.wait(5)
+    assert inside.wait(60)
     row.append(0, data)
     order.append("second")
     other.join()

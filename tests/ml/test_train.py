@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,21 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def through(tokens):
+    """What a run without any break tells, and its weights at the end."""
+
+    @functools.cache
+    def through(architecture: str) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+        one = trainer(tokens, {"topk": CONFIG, "standard": L1}[architecture])
+        return run(one), weights(one)
+
+    return through
+
+
 @pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
-def test_training_explains_more_and_more_of_the_activations(tokens, config) -> None:
-    metrics = run(trainer(tokens, config))
+def test_training_explains_more_and_more_of_the_activations(through, config) -> None:
+    metrics, _ = through(config.architecture)
     assert metrics[-1]["step"] == config.steps == 60
     assert metrics[-1]["fvu"] < 0.7 * metrics[0]["fvu"]
     assert {"loss", "mse", "fvu", "l0", "dead", "lr", "grad_norm"} <= metrics[-1].keys()
@@ -72,10 +85,9 @@ def test_the_first_steps_are_reported_against_the_variance_of_their_batch(tokens
 @pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
 @pytest.mark.parametrize("steps", [0, 1, 17, 48])
 def test_a_run_resumed_from_a_checkpoint_is_bit_for_bit_the_run_that_went_through(
-    tokens, tmp_path, config, steps
+    tokens, through, tmp_path, config, steps
 ) -> None:
-    through = trainer(tokens, config)
-    told = run(through)
+    told, wanted = through(config.architecture)
     before = trainer(tokens, config)
     if steps:
         run(before, until=steps)
@@ -84,12 +96,12 @@ def test_a_run_resumed_from_a_checkpoint_is_bit_for_bit_the_run_that_went_throug
     assert checkpoint.resume(after, tmp_path)
     assert after.step == steps
     retold = run(after)
-    assert same(weights(after), weights(through))
+    assert same(weights(after), wanted)
     assert retold == [metrics for metrics in told if metrics["step"] > steps]
 
 
-def test_some_latents_were_dead_on_the_way_so_that_their_state_was_part_of_the_proof(tokens) -> None:
-    metrics = run(trainer(tokens))
+def test_some_latents_were_dead_on_the_way_so_that_their_state_was_part_of_the_proof(through) -> None:
+    metrics, _ = through("topk")
     assert any(m["dead"] > 0 for m in metrics)
     assert any("aux" in m for m in metrics)
 
@@ -132,15 +144,13 @@ def train_and_save(tokens: Path, folder: Path) -> None:
             checkpoint.save(one, folder)
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_weights(tokens, tmp_path) -> None:
+def test_a_run_killed_while_it_writes_a_checkpoint_ends_with_the_same_weights(tokens, through, tmp_path) -> None:
     assert killed_at(2, "write_json", train_and_save, tokens, tmp_path)
     after = trainer(tokens)
     assert checkpoint.resume(after, tmp_path)
     assert after.step == 20
     run(after)
-    through = trainer(tokens)
-    run(through)
-    assert same(weights(after), weights(through))
+    assert same(weights(after), through("topk")[1])
 
 
 def test_a_checkpoint_of_another_config_is_not_taken_up(tokens, tmp_path) -> None:
