@@ -6,13 +6,15 @@ from html import unescape
 import pytest
 from django.urls import reverse
 
+from jobs.ml.preview import preview
+from jobs.ml.token_config import TokenConfig
 from jobs.ml.tokenizer import load_tokenizer
 from jobs.ml.tokens import TokenShards
 from mistudio.forms.dataset import DatasetForm
 from mistudio.forms.language_model import LanguageModelForm
 from mistudio.forms.tokenization import TokenizationForm
 from mistudio.models import Dataset, Tokenization
-from mistudio.preview import preview
+from mistudio.models.tokenization import SETTINGS
 from tests import rows
 from tests.main_path import launch, work, write_texts
 from tests.ml.tiny import documents, save_model, tiny_model
@@ -42,16 +44,23 @@ def chosen(person, parts, **settings):
     return form.cleaned_data
 
 
+def rows_of_the_preview(chosen):
+    """What its process answers, without a process."""
+    model, config = chosen["language_model"], TokenConfig(**{name: chosen[name] for name in SETTINGS})
+    sizes = {"model_context": model.context_length, "embeddings": model.vocab_size}
+    return preview(load_tokenizer(model.folder), config, str(chosen["dataset"].folder), **sizes)["rows"]
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"layout": "padded", "stride": 4}, {"layout": "padded", "bos": "never", "junk": "strict"}]
 )
 def test_the_rows_of_the_preview_are_those_of_the_job(alice, parts, settings):
-    shown = preview(chosen(alice, parts, **settings))
+    shown = rows_of_the_preview(chosen(alice, parts, **settings))
     made = launch(TokenizationForm, alice, **parts, **NEW, **settings)
     compared = 0
     for split in ("train", "held_out"):
         shards = TokenShards(made.folder, split)
-        seen = [row for row in shown["rows"] if row["split"] == split and not row["unfinished"]]
+        seen = [row for row in shown if row["split"] == split and not row["unfinished"]]
         numbers = range(len(seen))
         ids, special = shards.rows(numbers)
         for row, own, mask, length in zip(seen, ids, special, shards.lengths(numbers), strict=True):
