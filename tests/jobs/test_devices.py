@@ -2,10 +2,11 @@ import contextlib
 import sys
 
 import psutil
+import pynvml
 import pytest
 
 from jobs import devices
-from jobs.devices import devices_of_its_own
+from jobs.devices import Memory, devices_of_its_own, memories
 from jobs.models import Job
 from jobs.supervise import run_here
 from tests.monitoring.fake_nvml import GIB, FakeGpu, FakeNvml
@@ -77,3 +78,16 @@ def test_the_process_of_a_job_sees_it(two_gpus, sleepy):
 
     run_here(job, on_look=look)
     assert found == {"3"}
+
+
+def test_the_memory_of_each_gpu_that_a_job_may_see_is_told_after_that_of_the_machine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(), FakeGpu(Name="Another")))
+    own, *gpus = memories()
+    assert own.device == "CPU" and 0 < own.free <= own.total == psutil.virtual_memory().total
+    assert gpus == [Memory(device, 80 * GIB, 50 * GIB) for device in ("GPU 1, Another", "GPU 0, NVIDIA Test 9000")]
+
+
+def test_without_a_driver_that_answers_the_memory_of_the_machine_is_all(two_gpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    assert [memory.device for memory in memories()] == ["CPU"]

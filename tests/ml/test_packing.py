@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
 
 from jobs.ml import pieces as pieces_module
 from jobs.ml import store
@@ -175,6 +176,22 @@ def test_a_very_long_line_is_never_handed_over_in_one_go(tmp_path, monkeypatch) 
     monkeypatch.setattr("jobs.ml.packing.encode", watched)
     quickly(["x" * 2_000_000], tmp_path, shard_tokens=2**20)
     assert max(sizes) <= pieces_module.BATCH + pieces_module.PIECE
+
+
+def test_a_tokenizer_in_python_gives_ids_but_cannot_tell_where_in_the_text_they_are() -> None:
+    tokenizer = ByT5Tokenizer()  # UTF-8 bytes after three special ids: it needs no files
+    batch = list(pieces([Document("a cat"), Document("é")], 0, 0))
+    assert [ids.tolist() for ids in encode(tokenizer, batch)] == [[b + 3 for b in s.encode()] for s in ("a cat", "é")]
+    with pytest.raises(Unusable, match="does not tell where its tokens are") as refused:
+        encode(tokenizer, list(pieces([Document("a cat", [(0, 1)])], 0, 0)))
+    assert refused.value.field == "train_on"
+
+
+def test_documents_of_which_all_or_a_part_is_counted_go_together() -> None:
+    batch = list(pieces([Document("the cat"), Document("the cat", [(4, 7)])], 0, 0))
+    whole, part = encode(decoder_tokenizer(), batch)
+    assert len(whole) == len(part) and not np.array_equal(whole, part)
+    assert np.array_equal(encode(decoder_tokenizer(), batch[:1])[0], whole)
 
 
 @settings(deadline=None, max_examples=30)
