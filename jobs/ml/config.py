@@ -41,7 +41,7 @@ class TrainConfig:
     lr_decay_share: float = 0.2  # of the steps, at the end, linearly to 0
     beta1: float = 0.9
     beta2: float | None = None  # 0.999; in runs of fewer than 6000 steps less, see squares_beta
-    grad_clip: float = 1.0  # norm over all parameters
+    grad_clip: float = 1.0  # norm over all parameters; thresholds have one of their own
     dead_after_tokens: int | None = None  # a tenth of the run, at most 10 million
     selection: str = "float32"  # the precision in which the active latents are chosen, or "bfloat16"
     seed: int = 0
@@ -121,10 +121,13 @@ class TrainConfig:
         falling = (self.steps - step) / max(1.0, self.steps * self.lr_decay_share)
         return self.peak_lr * min(1.0, rising, falling)
 
+    def risen(self, step: int) -> float:
+        """The share of the sparsity penalty's warm-up that is done."""
+        return min(1.0, (step + 1) / max(1.0, self.steps * float(self.options["sparsity_warmup_share"])))
+
     def warmed(self, coefficient: str, step: int) -> float:
         """An option that is the weight of a sparsity penalty, which rises from 0 at first."""
-        rising = (step + 1) / max(1.0, self.steps * float(self.options["sparsity_warmup_share"]))
-        return float(self.options[coefficient]) * min(1.0, rising)
+        return float(self.options[coefficient]) * self.risen(step)
 
     def decisive(self) -> dict[str, Any]:
         """What two runs must share for one to go on from the other's checkpoint."""

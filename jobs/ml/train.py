@@ -78,6 +78,9 @@ class Trainer:
             {"params": [parameter], "least": self.sae.reach.get(name, 0.0) / config.steps}  # learning rate at the peak
             for name, parameter in self.sae.named_parameters()
         ]
+        reaching = [parameter for name, parameter in self.sae.named_parameters() if name in self.sae.reach]
+        rest = [parameter for name, parameter in self.sae.named_parameters() if name not in self.sae.reach]
+        self.clipped = [rest, reaching] if reaching else [rest]  # each by its own norm
         self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.squares_beta), fused=True)
         self.selection = None if config.selection == "float32" else getattr(torch, config.selection)
         self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
@@ -120,7 +123,7 @@ class Trainer:
         sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
         rows = len(x) * self.ranks.size
         self.silent = torch.where(fired > 0, 0, self.silent + rows)
-        norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
+        norm, *_ = [torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip) for parameters in self.clipped]
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
         self.bad_step = torch.where(finite, self.bad_step, step)

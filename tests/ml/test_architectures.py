@@ -150,10 +150,10 @@ def jump(w: Weights, x: Tensor, to_input: bool) -> tuple[Tensor, Tensor]:
 def jumprelu(loss: str, to_input: bool) -> Callable[[Weights, Tensor, Tensor], Outcome]:
     def formula(w: Weights, x: Tensor, y: Tensor) -> Outcome:
         f, step = jump(w, x, to_input)
-        l0 = step.sum(1)
+        l0 = step.sum(1).mean()
         terms = {
-            "quadratic": {"l0_miss": (2 / 6.0 * (l0 - 6.0) ** 2).mean()},
-            "step": {"l0_price": l0.mean()},
+            "quadratic": {"l0_miss": D * (l0 / 6.0 - 1) ** 2},
+            "step": {"l0_price": l0},
             "tanh": {"tanh": torch.tanh(4 * f * norms(w)).sum(1).mean()},
         }[loss]
         gap = torch.relu(w["threshold"][DEAD] - pre(w, x)[:, DEAD]) * norms(w)[DEAD]
@@ -219,7 +219,10 @@ def test_codes_losses_and_gradients_are_those_of_the_formula(name, options, form
     support = sae.support(x)
     if name in ("standard", "gated", "p_anneal", "jumprelu"):
         assert isinstance(support, Sparse if spread else Dense)
-    fit = sae.fit(x, y, support, Moment(config, 3, DEAD))
+    moment = Moment(config, 3, DEAD)
+    if name == "jumprelu":
+        sae.observe(x, support, moment)
+    fit = sae.fit(x, y, support, moment)
     fit.loss.backward()
     w = {
         name: value.detach().clone().requires_grad_(value.is_floating_point())
@@ -395,6 +398,20 @@ def test_the_table_names_options_that_exist_with_presets_that_are_allowed(name) 
     for option, preset in ARCHITECTURES[name].presets.items():
         assert OPTIONS[option].wrong(preset) == ""
     assert {option for option in class_of(name).TAKES if option != "parts"} <= ARCHITECTURES[name].presets.keys()
+
+
+def test_a_target_l0_falls_from_half_of_the_latents_and_pulls_none_up_on_its_way() -> None:
+    config = config_of("jumprelu", target_l0=5.0, sparsity_warmup_share=0.5)
+    assert (config.steps, M / 2) == (16, 20)
+    aims = {0: 5 * 4 ** (7 / 8), 3: 10.0, 7: 5.0}  # an eighth, a half, all of the way
+    sae = trained_like("jumprelu")
+    for l0 in (4.0, 12.0, 25.0):
+        for step, aim in aims.items():
+            sae.l0 = torch.tensor(l0)
+            own = torch.tensor(l0, requires_grad=True)
+            sae.squared_miss(own, Moment(config, step, DEAD)).backward()
+            miss = l0 / aim - 1
+            assert own.grad.item() == pytest.approx(2 / aim * (miss if step == 7 else max(0.0, miss)), rel=1e-5)
 
 
 # ---- choosing

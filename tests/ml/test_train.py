@@ -20,6 +20,10 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 L1 = dataclasses.replace(CONFIG, architecture="standard", options={"l1_coefficient": 2.0, "aux_coefficient": 1 / 32})
 
+JUMP = dataclasses.replace(
+    CONFIG, architecture="jumprelu", options={"target_l0": 4.0, "aux_coefficient": 1 / 32, "sparsity_warmup_share": 0.0}
+)
+
 
 def trainer(tokens: Path, config: TrainConfig = CONFIG, **options: int) -> Run:
     options = {"buffer_tokens": 1500} | options
@@ -181,7 +185,7 @@ def test_a_run_that_was_ended_early_stays_ended_after_a_resume(tokens, tmp_path)
     assert list(after.run()) == []
 
 
-@pytest.mark.parametrize("config", [CONFIG, L1], ids=["topk", "standard"])
+@pytest.mark.parametrize("config", [CONFIG, L1, JUMP], ids=["topk", "standard", "jumprelu"])
 def test_micro_batches_change_the_memory_and_not_the_gradients(config) -> None:
     x = {SITE: torch.randn(250, 16, generator=torch.manual_seed(0)) * torch.linspace(0.1, 5, 250)[:, None]}
     told, trainers = [], []
@@ -197,6 +201,21 @@ def test_micro_batches_change_the_memory_and_not_the_gradients(config) -> None:
     for a, b in zip(whole.sae.parameters(), parts.sae.parameters(), strict=True):
         assert a.grad is not None and (a.grad - b.grad).norm() < 1e-5 * a.grad.norm()
     assert torch.equal(whole.silent, parts.silent)
+
+
+def test_what_moves_thresholds_does_not_shrink_the_steps_of_the_weights() -> None:
+    x, learned = {SITE: torch.randn(250, 16, generator=torch.manual_seed(0))}, []
+    for weight in (1.0, 1e6):
+        options = {**JUMP.options, "l0_coefficient": weight}
+        one = Trainer(
+            Member(dataclasses.replace(JUMP, options=options), (SITE,)), {SITE: Site(SITE, 16, "", "input")}
+        )
+        one.begin(x, x)
+        one.update(x, 0)
+        learned.append(one.sae)
+    a, b = learned
+    assert torch.equal(a.W_enc, b.W_enc) and torch.equal(a.W_dec, b.W_dec)
+    assert a.W_enc.grad is not None and a.W_enc.grad.norm() > 0.1
 
 
 def test_the_export_reads_unscaled_activations_and_computes_what_training_did(tokens) -> None:

@@ -29,7 +29,7 @@ TOPK: dict[str, Value] = {"k": 32, "aux_coefficient": AUX}
 L1: dict[str, Value] = {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.05, "aux_coefficient": 0.0}
 JUMP: dict[str, Value] = {
     "l0_loss": "quadratic", "l0_coefficient": 1.0, "target_l0": 32.0, "bandwidth": 0.05, "initial_threshold": 0.01,
-    "ste_to_input": 0, "dead_coefficient": 3e-6, "sparsity_warmup_share": 0.05, "aux_coefficient": 0.0,
+    "ste_to_input": 0, "dead_coefficient": 3e-6, "sparsity_warmup_share": 0.3, "aux_coefficient": 0.0,
 }  # fmt: skip
 
 ARCHITECTURES: Mapping[str, Architecture] = {

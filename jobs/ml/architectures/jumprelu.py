@@ -1,5 +1,5 @@
 """JumpReLU: Rajamanoharan et al. 2024, Jumping ahead, arXiv:2407.14435; with the tanh penalty and the loss for dead
-latents of Anthropic's Circuits Updates of January 2025, or the quadratic one of Gemma Scope 2, which aims at an L0.
+latents of Anthropic's Circuits Updates of January 2025, or a quadratic one, which aims at an L0.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,12 @@ CHUNK = 2**18  # numbers of a gradient computed at once on a CPU
 class JumpReLU(Sae):
     """f = a where a > threshold. A threshold moves by what lies within half a bandwidth of it; it is trained as it is,
     not as a logarithm, in which Adam hardly moves it. Adam moves a number by the learning rate at most: that of the
-    thresholds is so large in short trainings that they get to where they belong."""
+    thresholds is so large in short trainings that they get to where they belong.
+
+    The quadratic loss holds the mean L0 of a batch to a target, as in dictionary_learning; held to it one by one, as in
+    SAELens, rows would have to be alike in L0. Its weight is relative to D, which is about the error before training.
+    At first the target falls, by the same factor in each step, from half of the latents, about as many as are active
+    then: thresholds that rise as fast as they can overshoot, and latents die."""
 
     architecture = "jumprelu"
     TAKES = ("bandwidth", "initial_threshold", "ste_to_input")
@@ -39,11 +44,18 @@ class JumpReLU(Sae):
         super().__init__(d_in, width, **shape)
         self.bandwidth, self.initial_threshold, self.ste_to_input = bandwidth, initial_threshold, ste_to_input
         self.threshold = nn.Parameter(torch.full((width,), initial_threshold))
+        self.l0 = torch.zeros(())  # of the batch at hand
 
     def support(self, x: Tensor, dtype: torch.dtype | None = None) -> Support:
         """Trained, also what is near enough below a threshold to move it."""
         floor = self.threshold.detach().clamp_min(0)
         return above_floor(x, self.encoder(), floor if self.is_folded else floor - self.bandwidth / 2, dtype)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
+        if moment.config.options["l0_loss"] == "quadratic":
+            a = support.encode(x, self.encoder())
+            self.l0 = self.ranks.mean(support.per_row((a > self.place(support)[0]).to(x.dtype)).mean())
 
     def activate(self, a: Tensor, support: Support) -> Tensor:
         return Jump.apply(a, *self.place(support))
@@ -58,13 +70,21 @@ class JumpReLU(Sae):
             lengths = seen.f * support.at(self.decoder_norms())
             terms: list[Term] = [("tanh", weight, torch.tanh(TANH_SLOPE * lengths).sum() / n)]
         else:
-            l0 = support.per_row(Step.apply(seen.a, *self.place(support)))
+            l0 = support.per_row(Step.apply(seen.a, *self.place(support))).mean()
             if config.options["l0_loss"] == "quadratic":
-                target = float(config.options["target_l0"])
-                terms = [("l0_miss", weight, 2 / target * (l0 - target).square().mean())]
+                full = float(config.options["l0_coefficient"]) * seen.y.shape[1]
+                terms = [("l0_miss", full, self.squared_miss(l0, moment))]
             else:
-                terms = [("l0_price", weight, l0.mean())]
+                terms = [("l0_price", weight, l0)]
         return [*terms, *self.bring_back(seen.x, moment)]
+
+    def squared_miss(self, l0: Tensor, moment: Moment) -> Tensor:
+        """(L0 / target - 1)² of the whole batch. Its parts, with an L0 of their own, do not know that of the others:
+        theirs add up to it, and their gradients to its gradient."""
+        target, left = float(moment.config.options["target_l0"]), 1 - moment.config.risen(moment.step)
+        aim = target * max(1.0, self.width / 2 / target) ** left
+        miss = (self.l0 / aim - 1).clamp_min(0.0 if left else -1.0)  # a target that falls anyway pulls nothing up
+        return miss * (miss + 2 * (l0 - self.l0) / aim)
 
     def bring_back(self, x: Tensor, moment: Moment) -> list[Term]:
         """For dead latents: how far each stays below its threshold, times the length it would write."""

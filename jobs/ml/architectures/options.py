@@ -38,7 +38,7 @@ OPTIONS = {
         choices=("quadratic", "tanh", "step"),
     ),
     "l0_coefficient": Option("L0 coefficient", "Weight of the sparsity penalty.", float),
-    "target_l0": Option("Target L0", "Active latents per token that the quadratic loss aims at.", float, above=True),
+    "target_l0": Option("Target L0", "Active latents per token that the quadratic loss aims at, on average.", float, above=True),
     "bandwidth": Option(
         "Bandwidth", "How near to its threshold a pre-activation must be to move it.", float, above=True
     ),
@@ -51,7 +51,8 @@ OPTIONS = {
         "Dead coefficient", "Weight of the loss that brings dead latents back to their thresholds.", float
     ),
     "sparsity_warmup_share": Option(
-        "Sparsity warm-up", "Share of the steps over which the sparsity penalty rises from 0.", float, 0, 1
+        "Sparsity warm-up", "Share of the steps over which the sparsity penalty rises from 0, or the target L0 falls.",
+        float, 0, 1,
     ),
     "p_end": Option("Last p", "The penalty's exponent goes from 1 down to this.", float, 0, 1, above=True),
     "anneal_from": Option("Anneal from", "Share of the steps after which the exponent begins to fall.", float, 0, 1),
