@@ -207,9 +207,7 @@ def test_what_moves_thresholds_does_not_shrink_the_steps_of_the_weights() -> Non
     x, learned = {SITE: torch.randn(250, 16, generator=torch.manual_seed(0))}, []
     for weight in (1.0, 1e6):
         options = {**JUMP.options, "l0_coefficient": weight}
-        one = Trainer(
-            Member(dataclasses.replace(JUMP, options=options), (SITE,)), {SITE: Site(SITE, 16, "", "input")}
-        )
+        one = Trainer(Member(dataclasses.replace(JUMP, options=options), (SITE,)), {SITE: Site(SITE, 16, "", "input")})
         one.begin(x, x)
         one.update(x, 0)
         learned.append(one.sae)
