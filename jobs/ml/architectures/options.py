@@ -38,7 +38,7 @@ OPTIONS = {
         choices=("quadratic", "tanh", "step"),
     ),
     "l0_coefficient": Option("L0 coefficient", "Weight of the sparsity penalty.", float),
-    "target_l0": Option("Target L0", "Mean active latents per token that the quadratic loss aims at.", float, above=True),
+    "target_l0": Option("Target L0", "Mean active latents per token, for the quadratic loss.", float, above=True),
     "bandwidth": Option(
         "Bandwidth", "How near to its threshold a pre-activation must be to move it.", float, above=True
     ),
