@@ -20,6 +20,7 @@ from jobs.ml.train import Trainer
 
 LEVELS = 5  # of Matryoshka: all latents, the first half, quarter, eighth and sixteenth
 SITE = "x"
+BISECTIONS = 16
 
 
 class Learner(Protocol):
@@ -31,6 +32,9 @@ class Learner(Protocol):
 
     def rows(self) -> Tensor:
         """The decoder [M, D]."""
+
+    def biases(self) -> Tensor:
+        """[M], of which it depends whether a latent is active."""
 
 
 class Ours:
@@ -53,6 +57,9 @@ class Ours:
 
     def rows(self) -> Tensor:
         return self.trainer.sae.W_dec.data
+
+    def biases(self) -> Tensor:
+        return self.trainer.sae.b_enc.data
 
 
 class SaeLens:
@@ -85,6 +92,10 @@ class SaeLens:
 
     def rows(self) -> Tensor:
         return self.trainer.sae.W_dec.data
+
+    def biases(self) -> Tensor:
+        sae = self.trainer.sae
+        return sae.b_gate.data if hasattr(sae, "b_gate") else sae.b_enc.data
 
 
 def saelens_options(config: TrainConfig) -> tuple[str, dict[str, Any]]:
@@ -161,6 +172,11 @@ class DictionaryLearning:
         sae = self.trainer.ae
         return sae.W_dec.data if hasattr(sae, "W_dec") else sae.decoder.weight.data.T
 
+    def biases(self) -> Tensor:
+        sae = self.trainer.ae
+        biases = [getattr(sae, name) for name in ("gate_bias", "b_enc") if hasattr(sae, name)]
+        return biases[0].data if biases else sae.encoder.bias.data
+
 
 class Sparsify:
     """The forward pass and the optimiser's part of its Trainer, with Adam."""
@@ -192,6 +208,9 @@ class Sparsify:
     def rows(self) -> Tensor:
         return self.sae.W_dec.data
 
+    def biases(self) -> Tensor:
+        return self.sae.encoder.bias.data
+
 
 OURS = "miStudio"
 LIBRARIES: dict[str, Callable[[TrainConfig, Tensor], Learner]] = {
@@ -210,6 +229,20 @@ TRAINS = {
 
 def sparsity_warmup(config: TrainConfig) -> int:
     return math.ceil(config.steps * float(config.options.get("sparsity_warmup_share", 0)))
+
+
+def sparsen(learner: Learner, x: Tensor, k: int) -> None:
+    """Lowers all biases alike, by trying, until k latents are active on a row of x [B, D]: as after a training."""
+    biases, low, high = learner.biases(), 0.0, math.inf
+    before, by = biases.clone(), 1.0
+    for _ in range(BISECTIONS):
+        biases.copy_(before - by)
+        low, high = (by, high) if l0_of(learner, x) > k else (low, by)
+        by = (low + high) / 2 if high < math.inf else 2 * low
+
+
+def l0_of(learner: Learner, x: Tensor) -> float:
+    return float(learner.rebuild(x)[1].sum()) / len(x)
 
 
 def measure(learner: Learner, batches: list[Tensor]) -> dict[str, float]:

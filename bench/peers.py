@@ -8,43 +8,50 @@ each. The step before them is not counted: in it a library takes back the memory
 step is: libraries.py. The size of a large SAE on a GPU, in bfloat16 as far as each library does that:
 
 python -m bench.peers --device cuda --autocast --d-in 2304 --width 65536 --k 64 --batch-tokens 8192
+
+With `--few` those architectures in which a row may have any number of active latents, once few are: the biases of each
+are lowered until k are, and it learns so slowly that they stay as many.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from bench.libraries import LIBRARIES, OURS
+from bench.libraries import LIBRARIES, OURS, TRAINS, Learner, l0_of, sparsen
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.config import TrainConfig
 
-Step = Callable[[torch.Tensor], Any]
-CASES = [
-    ("sparsify", "topk", "float32"), ("dictionary_learning", "topk", "float32"),
-    *(("SAELens", architecture, "float32") for architecture in ("topk", "batchtopk", "matryoshka")),
+Case = tuple[str, str, str]  # library, architecture, precision of the selection
+CASES: list[Case] = [
+    ("SAELens", "topk", "float32"), ("sparsify", "topk", "float32"), ("dictionary_learning", "topk", "float32"),
+    *(("SAELens", architecture, "float32") for architecture in ("batchtopk", "matryoshka")),
     *((OURS, architecture, chosen) for architecture in ("topk", "batchtopk") for chosen in ("bfloat16", "float32")),
     (OURS, "matryoshka", "bfloat16"),
 ]  # fmt: skip
+FEW: list[Case] = [
+    (library, architecture, chosen)
+    for architecture in ("standard", "gated", "jumprelu", "p_anneal")
+    for library, chosen in (
+        ("SAELens", "float32"), ("dictionary_learning", "float32"), (OURS, "bfloat16"), (OURS, "float32"),
+    )
+    if architecture in TRAINS[library]
+]  # fmt: skip
+SAMPLE_ROWS = 512  # on which it is seen how many latents are active
 
 
-def step_of(library: str, architecture: str, selection: str, options: argparse.Namespace, x: torch.Tensor) -> Step:
+def learner_of(case: Case, options: argparse.Namespace, x: torch.Tensor) -> Learner:
+    library, architecture, selection = case
+    own = {name: options.k for name in ("k", "target_l0") if name in ARCHITECTURES[architecture].presets}
     config = TrainConfig(
-        options.width, 10**9, architecture, {"k": options.k}, batch_tokens=len(x), lr=1e-3, selection=selection,
-        log_every=10**6,
+        options.width, 10**9, architecture, own, batch_tokens=len(x), lr=1e-9 if options.few else 1e-3,
+        selection=selection, log_every=10**6,
     )  # fmt: skip
-    step = LIBRARIES[library](config, x).step
-    if not options.autocast or library == OURS:
-        return step
-
-    def in_bfloat16(x: torch.Tensor) -> None:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            step(x)
-
-    return in_bfloat16
+    learner = LIBRARIES[library](config, x)
+    if options.few:
+        sparsen(learner, x[:SAMPLE_ROWS], options.k)
+    return learner
 
 
 def now(device: str) -> float:
@@ -55,32 +62,37 @@ def now(device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"batch-tokens": 4096, "d-in": 384, "width": 6144, "k": 32, "rounds": 5, "steps": 3, "threads": 1}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", action="store_true", help="the others multiply in bfloat16, by torch.autocast")
+    parser.add_argument("--few", action="store_true", help="ReLU + L1, gated, JumpReLU, p-anneal, few active")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     batches = torch.randn(4, options.batch_tokens, options.d_in).to(options.device)
-    steps: dict[str, Step] = {}
-    for library, architecture, chosen in CASES:
-        name = f"{library} {ARCHITECTURES[architecture].label}" + (f" {chosen}" if library == OURS else "")
-        steps[name] = step_of(library, architecture, chosen, options, batches[0])
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    learners = {case: learner_of(case, options, batches[0]) for case in (FEW if options.few else CASES)}
+    times: dict[Case, list[float]] = {case: [] for case in learners}
     for _ in range(options.rounds):
-        for name, step in steps.items():
+        for case, learner in learners.items():
+            in_bfloat16 = options.autocast and case[0] != OURS
             for turn in range(options.steps + 1):
                 started = now(options.device)
-                step(batches[turn % len(batches)])
+                with torch.autocast(batches.device.type, torch.bfloat16, enabled=in_bfloat16):
+                    learner.step(batches[turn % len(batches)])
                 if turn:
-                    times[name].append(now(options.device) - started)
-    print(f"{vars(options)}, ms per step, and SAELens' and sparsify's TopK as multiples of it")
-    medians = {name: 1000 * statistics.median(spent) for name, spent in times.items()}
-    for name, ms in medians.items():
-        print(f"{name:28s} {ms:8.0f} ms {medians['SAELens TopK'] / ms:6.2f} {medians['sparsify TopK'] / ms:6.2f}")
+                    times[case].append(now(options.device) - started)
+    medians = {case: 1000 * statistics.median(spent) for case, spent in times.items()}
+    others, same = (("SAELens", "dictionary_learning"), "own") if options.few else (("SAELens", "sparsify"), "TopK")
+    print(f"{vars(options)}, ms per step, L0, and as multiples of the time {' and '.join(others)} with their {same}")
+    for (library, architecture, chosen), ms in medians.items():
+        name = f"{library} {ARCHITECTURES[architecture].label}" + (f" {chosen}" if library == OURS else "")
+        l0 = l0_of(learners[library, architecture, chosen], batches[0])
+        beside = [medians.get((other, architecture if options.few else "topk", "float32")) for other in others]
+        multiples = "".join(f"{other / ms:7.2f}" if other else f"{'–':>7s}" for other in beside)
+        print(f"{name:34s} {ms:8.0f} ms {l0:6.1f} {multiples}")
 
 
 if __name__ == "__main__":
