@@ -1,5 +1,5 @@
-"""Passes over pre-activations, by numba on a processor, where it is installed (the extra `fast`). They find the very
-latents that selection.py finds without them, so no result depends on whether it is.
+"""Passes over pre-activations and latents, by numba on a processor, where it is installed (the extra `fast`). They find
+the very latents and places that selection.py and support.py find without them, so no result depends on whether it is.
 """
 
 import importlib.util
@@ -43,13 +43,22 @@ def above(a: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
     def find(part: slice) -> Tensor:
         bits, mask = bits_and_mask(a[part])
-        n = kernels.count_above(bits, mask, floors)
-        rows, latents = places = torch.empty(2, n + 1, dtype=torch.int64)  # one beside, written before it is known
-        kernels.above(bits, mask, floors, part.start, rows.numpy(), latents.numpy())
+        # Room for all: of that, what is not written takes no memory.
+        rows, latents = places = torch.empty(2, bits.size + kernels.WORD, dtype=torch.int64)
+        n = kernels.above(bits, mask, floors, part.start, rows.numpy(), latents.numpy())
         return places[:, :n]
 
     rows, latents = torch.cat(in_parts(len(a), find), dim=1)
     return rows, latents
+
+
+def sort(latents: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """support.sort"""
+    from jobs.ml import kernels
+
+    places, starts = torch.empty_like(latents), torch.zeros(width, dtype=torch.int64)
+    kernels.sort(latents.numpy(), starts.numpy(), places.numpy())
+    return places, starts
 
 
 def bits_and_mask(a: Tensor) -> tuple[Any, int]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.ml.selection import GROUP
 
-BLOCK = 32  # latents among which there is most often none above a floor
+WORD = 8  # latents among which there is most often none above a floor: bytes that are looked at together
 Array = NDArray[Any]
 
 
@@ -92,26 +92,31 @@ def largest(bits: Array, mask: int, k: int, out: Array) -> None:
 
 
 @compiled
-def count_above(bits: Array, mask: int, floors: Array) -> int:
-    n = 0
+def above(bits: Array, mask: int, floors: Array, first_row: int, rows: Array, latents: Array) -> int:
+    """Where the keys of bits [B, M] are greater than floors [M], and how many are. Rows and latents have room for all,
+    and for WORD more."""
+    n, width = 0, bits.shape[1]
+    found = np.zeros(-(-width // WORD) * WORD, np.uint8)
+    words = found.view(np.uint64)
     for r in range(len(bits)):
-        own = 0
-        for j in range(bits.shape[1]):
-            own += bits.dtype.type(ordered(bits[r, j], mask)) > floors[j]
-        n += own
+        for j in range(width):
+            found[j] = bits.dtype.type(ordered(bits[r, j], mask)) > floors[j]
+        for word in range(len(words)):
+            for j in range(WORD * word, WORD * (word + 1) if words[word] else 0):
+                rows[n], latents[n] = first_row + r, j
+                n += found[j]
     return n
 
 
 @compiled
-def above(bits: Array, mask: int, floors: Array, first_row: int, rows: Array, latents: Array) -> None:
-    """Where the keys of bits [B, M] are greater than floors [M]."""
-    n, width = 0, bits.shape[1]
-    for r in range(len(bits)):
-        for start in range(0, width, BLOCK):
-            block, least = bits[r, start : start + BLOCK], floors[start : start + BLOCK]
-            found = 0
-            for j in range(len(block)):
-                found += bits.dtype.type(ordered(block[j], mask)) > least[j]
-            for j in range(len(block) if found else 0):
-                rows[n], latents[n] = first_row + r, start + j
-                n += bits.dtype.type(ordered(block[j], mask)) > least[j]
+def sort(latents: Array, starts: Array, places: Array) -> None:
+    """The places [n] of latents [n] in their order, of equal ones as they come; and where those of each begin [M]."""
+    for latent in latents:
+        starts[latent] += 1
+    n = 0
+    for latent in range(len(starts)):
+        starts[latent], n = n, n + starts[latent]
+    coming = starts.copy()
+    for place in range(len(latents)):
+        places[coming[latents[place]]] = place
+        coming[latents[place]] += 1

@@ -90,7 +90,8 @@ def largest_of_batch(
         for start, a in preactivations(x, encoder, dtype):
             if start == 0:
                 floor = ranks.least(guess(a, share))
-            pairs.append(above(a, floor, start))
+            rows, latents = above(a, floor)
+            pairs.append((rows + start, latents, a[rows, latents]))
         rows, latents, values = (torch.cat(part) for part in zip(*pairs, strict=True))
         whole, own = ranks.gather(values.float())
         if len(whole) >= n * ranks.size or floor <= 0:
@@ -124,15 +125,14 @@ def first_of(values: Tensor, least: Tensor, n: int) -> Tensor:
     return kept.nonzero().flatten()
 
 
-def above(a: Tensor, floor: Tensor | float, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (from `start` on), latents and values of what is above the floor ([M], or one for all) in a [rows, M]."""
+def above(a: Tensor, floor: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Rows and latents of what is above the floor ([M], or one for all) in a [rows, M]."""
     floor = torch.as_tensor(floor, dtype=a.dtype, device=a.device) + 0.0  # no -0
     if compiled.usable(a):
-        rows, latents = compiled.above(a, floor.expand(a.shape[1]))
-        return rows + start, latents, a[rows, latents]
+        return compiled.above(a, floor.expand(a.shape[1]))
     places = (a > floor).flatten().nonzero().flatten()
     rows = torch.div(places, a.shape[1], rounding_mode="floor")
-    return rows + start, places - rows * a.shape[1], a.flatten()[places]
+    return rows, places - rows * a.shape[1]
 
 
 @torch.no_grad()
@@ -143,12 +143,12 @@ def above_floor(x: Tensor, encoder: Linear, floor: Tensor | float, dtype: torch.
         floor = floor - MARGIN * (scale / encoder.W.shape[1] ** 0.5 + abs(floor))
     limit, found, pairs = SPARSE * len(x) * len(encoder.W), 0, []
     for start, a in preactivations(x, encoder, dtype):
-        if start == 0 and (a > floor).float().mean() > SPARSE:
+        if start == 0 and (a[:SAMPLE_ROWS] > floor).float().mean() > SPARSE:
             return Dense()
-        pairs.append(above(a, floor, start))
-        found += len(pairs[-1][0])
+        rows, latents = above(a, floor)
+        pairs.append((rows + start, latents, *(() if dtype else (a[rows, latents],))))
+        found += len(rows)
         if found > limit:
             return Dense()
-    rows, latents, values = (torch.cat(part) for part in zip(*pairs, strict=True))
-    exact = values if dtype is None else None
-    return Sparse.of_pairs(rows, latents, len(x), len(encoder.W), exact)
+    rows, latents, *values = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return Sparse.of_pairs(rows, latents, len(x), len(encoder.W), *values)

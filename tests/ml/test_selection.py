@@ -74,8 +74,19 @@ def test_what_is_above_a_floor_is_the_same_compiled_and_plain(
     floors = numbers(1, width, dtype, seed + 1, coarse, 0.0)[0] + floor if for_each else floor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "INSTALLED", False)
-        plain = selection.above(a, floors, 7)
-    for found, wanted in zip(selection.above(a, floors, 7), plain, strict=True):
+        plain = selection.above(a, floors)
+    for found, wanted in zip(selection.above(a, floors), plain, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(0, 50), width=st.integers(1, 20), seed=st.integers(0, 99))
+def test_places_are_in_the_same_order_compiled_and_plain(n, width, seed) -> None:
+    latents = torch.randint(width, (n,), generator=torch.manual_seed(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "INSTALLED", False)
+        plain = support.sort(latents, width)
+    for found, wanted in zip(support.sort(latents, width), plain, strict=True):
         assert torch.equal(found, wanted)
 
 
