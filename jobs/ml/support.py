@@ -6,6 +6,7 @@ are active for that to pay (a ReLU at its start), `Dense` does the same with who
 once: over "entries", which are the routed places [n] of a `Sparse` support, or all places [B, M] of a `Dense` one.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -63,8 +64,8 @@ class Support(Protocol):
     def per_row(self, f: Tensor) -> Tensor:
         """[B]: the entries of each row, summed."""
 
-    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
-        """decode() by the latents in [first, last) alone."""
+    def decode_parts(self, widths: Sequence[int], f: Tensor, W: Tensor) -> list[Tensor]:
+        """decode() by the first so many latents alone, by the next so many …"""
 
     def part(self, start: int, end: int) -> "Support":
         """That of the rows from start to end."""
@@ -127,10 +128,15 @@ class Sparse:
     def per_row(self, f: Tensor) -> Tensor:
         return f.new_zeros(len(self.starts)).index_add(0, self.rows, f)
 
-    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
-        kept = ((self.latents >= first) & (self.latents < last)).nonzero().flatten()
-        within = Sparse.of_pairs(self.rows[kept], self.latents[kept] - first, len(self.starts), last - first)
-        return within.decode(f[kept], W[first:last])
+    def decode_parts(self, widths: Sequence[int], f: Tensor, W: Tensor) -> list[Tensor]:
+        ends = torch.tensor(widths, device=self.latents.device).cumsum(0)
+        places, starts = sort(torch.bucketize(self.latents, ends, right=True), len(widths))
+        counts = starts.diff(append=starts.new_full((1,), len(places))).tolist()
+        rows, latents, codes = (values.index_select(0, places).split(counts) for values in (self.rows, self.latents, f))
+        return [
+            Sparse.of_pairs(rows[n], latents[n] - sum(widths[:n]), len(self.starts), width).decode(codes[n], part)
+            for n, (width, part) in enumerate(zip(widths, W.split(widths), strict=True))
+        ]
 
     def part(self, start: int, end: int) -> "Sparse":
         first, last = self.place(start), self.place(end)
@@ -220,8 +226,8 @@ class Dense:
     def per_row(self, f: Tensor) -> Tensor:
         return f.sum(1)
 
-    def decode_between(self, first: int, last: int, f: Tensor, W: Tensor) -> Tensor:
-        return f[:, first:last] @ W[first:last]
+    def decode_parts(self, widths: Sequence[int], f: Tensor, W: Tensor) -> list[Tensor]:
+        return [own @ part for own, part in zip(f.split(widths, dim=1), W.split(widths), strict=True)]
 
     def part(self, start: int, end: int) -> "Dense":
         return self

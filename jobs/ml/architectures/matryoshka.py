@@ -28,7 +28,6 @@ class Matryoshka(BatchTopK):
         return sorted({-(-self.width // 2**level) for level in range(self.levels)})
 
     def reconstructions(self, seen: Seen) -> list[Tensor]:
-        bounds = pairwise([0, *self.widths])
-        shares = [seen.support.decode_between(first, last, seen.f, self.W_dec) for first, last in bounds]
-        bias = self.bypass(seen.x)
-        return [share + bias for share in accumulate(shares)]
+        widths = [last - first for first, last in pairwise([0, *self.widths])]
+        first, *others = seen.support.decode_parts(widths, seen.f, self.W_dec)
+        return list(accumulate([first + self.bypass(seen.x), *others]))
