@@ -92,7 +92,7 @@ def main() -> None:
         l0 = l0_of(learners[library, architecture, chosen], batches[0])
         beside = [medians.get((other, architecture if options.few else "topk", "float32")) for other in others]
         multiples = "".join(f"{other / ms:7.2f}" if other else f"{'–':>7s}" for other in beside)
-        print(f"{name:34s} {ms:8.0f} ms {l0:6.1f} {multiples}")
+        print(f"{name:38s} {ms:8.0f} ms {l0:6.1f} {multiples}")
 
 
 if __name__ == "__main__":
