@@ -34,7 +34,7 @@ class Chunk:
         self.ends = kept.cumsum()
         self.done = 0  # sequences
         self.x: dict[str, Tensor] = {}  # by site [tokens, width], as precise as the model gave them
-        self.bad = torch.zeros((), device=order.device)  # passes in which something was not finite
+        self.bad = torch.zeros((), device=order.device)  # passes in which something was not finite, or very large
         self.sound = False  # looked at, and nothing was
 
     def put(self, name: str, first: int, x: Tensor) -> None:
@@ -118,11 +118,15 @@ class ActivationStream:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         for epoch, number, begin, end in self.spans(step):
             yield from self._open((epoch, number), step)
-            chunk = self._chunks[self._reading]
-            for name, x in chunk.x.items():
-                parts[name].append(x[chunk.order[begin:end]].float())
+            for name, x in self._taken(begin, end).items():
+                parts[name].append(x)
         self._batch = {name: taken[0] if len(taken) == 1 else torch.cat(taken) for name, taken in parts.items()}
         self._step = step
+
+    def _taken(self, begin: int, end: int) -> dict[str, Tensor]:
+        """Copies, by site: nothing holds the chunk itself while the next one is filled."""
+        chunk = self._chunks[self._reading]
+        return {name: x[chunk.order[begin:end]].float() for name, x in chunk.x.items()}
 
     def ahead(self, steps: int) -> Iterator[None]:
         """Computes, in the same way, the chunk after the one that is read, if one of the first `steps` needs it. Not on
@@ -210,7 +214,7 @@ class ActivationStream:
             if name not in chunk.x:
                 chunk.x[name] = torch.empty(len(chunk.order), x.shape[1], dtype=x.dtype, device=self.device)
             chunk.put(name, first, x)
-            chunk.bad += (~torch.isfinite(x).all()).to(chunk.bad)
+            chunk.bad += (~x.sum(dtype=torch.float32).isfinite()).to(chunk.bad)
 
 
 def generator(*key: int) -> np.random.Generator:

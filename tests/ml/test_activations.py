@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,16 @@ def test_what_was_read_ahead_is_there_when_its_chunk_begins(model, shards) -> No
     assert sum(1 for _ in source.ahead(first + 1)) == source.chunk_rows / source.model_batch
     assert list(source.prepare(first)) == []
     assert torch.equal(read(source, first), read(alone, first))
+
+
+def test_a_chunk_is_let_go_before_the_next_one_is_filled(model, shards) -> None:
+    source = stream(model, shards)
+    step = next(step for step in range(20) if len(list(source.spans(step))) == 2)
+    read(source, step - 1)
+    chunk = weakref.ref(source._chunks[source._reading])
+    filling = source.prepare(step)
+    next(filling)
+    assert chunk() is None
 
 
 def test_nothing_is_read_ahead_for_steps_that_never_come(model, shards) -> None:
