@@ -178,9 +178,9 @@ def job_retry(request: HttpRequest, pk: int) -> HttpResponse:
 def fragments(request: HttpRequest) -> HttpResponse:
     """For pages without a socket: the current HTML of their topics."""
     names = list(dict.fromkeys(request.GET.getlist("t")))
-    if not live.allowed(request.user, names):
-        raise Http404("No such topic.")
     with live.together():
+        if not live.allowed(request.user, names):
+            raise Http404("No such topic.")
         response = HttpResponse("\n".join(live.render(name) for name in names))
     response.headers["Cache-Control"] = "no-store"
     return response

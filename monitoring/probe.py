@@ -140,8 +140,8 @@ def with_hardware(kind: str, names: Iterable[str]) -> list[str]:
 
 def mount_of(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> tuple[str, str]:
     """Where the file system of the folder is mounted, and its type; of two on the same place the later one counts."""
-    folder, deepest = folder.resolve(), ("", "")
-    for line in mounts.read_text().splitlines():
+    folder, deepest = folder.resolve(), ("/", "")
+    for line in mounts.read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         place = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), left.split()[4])
         if folder.is_relative_to(place) and len(place) >= len(deepest[0]):

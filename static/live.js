@@ -57,7 +57,7 @@
     clearTimeout(again);
     const mine = ++fetches, [reply, html] = await get(location.href).catch(() => []);
     if (mine < shown) return;               // a newer answer was faster
-    if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL * (1 + Math.random())));   // no other news may come
+    if (!reply || reply.status >= 500) return void (again = setTimeout(refresh, POLL * (1 + Math.random()) * 2 ** Math.min(mine - shown - 1, MOST)));   // no other news may come
     if (!reply.ok || reply.redirected) return;
     shown = mine;
     const page = new DOMParser().parseFromString(html, "text/html");
@@ -99,7 +99,7 @@
       swap(event.detail.message);
     });
     document.addEventListener("visibilitychange", () => { if (!document.hidden && !open) { answered = Date.now(); ask(); } });
-    window.addEventListener("pageshow", (event) => { if (event.persisted) { open = false; ask(); } });
+    window.addEventListener("pageshow", (event) => { if (event.persisted) { open = false; lost = answered = Date.now(); ask(); } });
     if (!("WebSocket" in window)) lost = 0;
     setInterval(look, POLL);
   }

@@ -71,12 +71,13 @@ class Plan:
 
     @property
     def too_large(self) -> bool:
-        """For whatever this machine has free: its processes share its own memory, or have a GPU each."""
+        """For what this machine has free: each process needs a GPU of its own, or, where there are none, they share the
+        memory."""
         if self.bytes is None:
             return False
-        on_cpu = sum(memory.free // self.bytes for memory in self.free if memory.device == CPU)
-        on_gpus = sum(memory.free >= self.bytes for memory in self.free if memory.device != CPU)
-        return max(on_cpu, on_gpus) < self.training.processes
+        gpus = [memory for memory in self.free if memory.device != CPU]
+        fit = sum(one.free >= self.bytes for one in gpus) if gpus else sum(one.free // self.bytes for one in self.free)
+        return fit < self.training.processes
 
 
 def spoken(factors: list[tuple[int, str]]) -> str:

@@ -11,7 +11,7 @@ from jobs.ml.text_files import PACKINGS
 from mistudio.formats import binary
 from mistudio.forms.dataset import DatasetForm
 from mistudio.models import Dataset, Team, Upload, User
-from mistudio.models.upload import CHUNK, HEAD, Refused, hand_over, quota_left
+from mistudio.models.upload import CHUNK, HEAD, Refused, hand_over, kept_bytes, quota_left
 from mistudio.security import PLAIN_LIMIT
 
 MOST_FILES = 500  # of one dataset
@@ -49,7 +49,8 @@ class UploadedDatasetForm(DatasetForm):
 
     def limits(self) -> dict[str, Any]:
         """What the page says beside the choice of files."""
-        return {"plain": PLAIN_LIMIT, "left": quota_left(self.team), "chunk": CHUNK, "head": HEAD, "files": MOST_FILES}
+        left = quota_left(self.team, kept_bytes(self.team))
+        return {"plain": PLAIN_LIMIT, "left": left, "chunk": CHUNK, "head": HEAD, "files": MOST_FILES}
 
     def kept(self) -> list[tuple[Upload, bool]]:
         """The person's uploads that are whole, and whether they are chosen."""

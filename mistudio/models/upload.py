@@ -19,6 +19,7 @@ from django.db.models import F, Sum
 from django.utils import timezone
 
 from jobs.errors import InvalidInput
+from jobs.folders import strays
 from jobs.ml.beginnings import check_beginning
 from jobs.ml.disk import DiskFull, require_space
 from jobs.ml.errors import Unusable
@@ -33,7 +34,6 @@ ROOM = "uploads"
 CHUNK = 4 * 2**20  # bytes in one request at most
 HEAD = 2**16  # bytes by which a file is known again, beside its name, size and date
 IDLE, TOTAL = timedelta(days=1), timedelta(days=7)
-ORPHAN = timedelta(hours=1)  # a folder without a row: its row was deleted, or is just being made
 MOST_UNFINISHED = 10  # of one person
 KEPT = 2**30  # bytes of the files of a dataset
 NOTHING = hashlib.sha256().hexdigest()
@@ -224,8 +224,8 @@ def check_room(team: Team, owner: User, name: str, size: int) -> None:
     unfinished = Upload.objects.of_team(team).filter(owner=owner, received__lt=F("size")).count()
     if unfinished >= MOST_UNFINISHED:
         raise Refused(f"{unfinished} of your uploads are unfinished. Finish or delete one of them first.", 429)
-    if size > (left := quota_left(team)):
-        kept = kept_bytes(team)
+    kept = kept_bytes(team)
+    if size > (left := quota_left(team, kept)):
         held = f" ({binary(kept)} are kept by datasets for their labels, or by imports that failed)" if kept else ""
         raise Refused(
             f"{name} has {binary(size)}, but of your team's {binary(settings.UPLOAD_QUOTA)} for uploads only "
@@ -237,9 +237,10 @@ def check_room(team: Team, owner: User, name: str, size: int) -> None:
     require_space(settings.MISTUDIO_DATA, size + promised, f"{name}, with what other uploads still need,")
 
 
-def quota_left(team: Team) -> int:
+def quota_left(team: Team, kept: int) -> int:
+    """kept: see kept_bytes."""
     used = Upload.objects.of_team(team).aggregate(bytes=Sum("size"))["bytes"] or 0
-    return max(0, settings.UPLOAD_QUOTA - used - kept_bytes(team))
+    return max(0, settings.UPLOAD_QUOTA - used - kept)
 
 
 def kept_bytes(team: Team) -> int:
@@ -322,9 +323,6 @@ def sweep() -> list[str]:
     swept = list(Upload.objects.filter(old))
     for upload in swept:
         upload.delete_with_file()
-    folders = [path for path in (settings.MISTUDIO_DATA / ROOM).glob("*") if path.name.isdecimal()]
-    known = set(Upload.objects.filter(pk__in=[int(path.name) for path in folders]).values_list("pk", flat=True))
-    for path in folders:
-        if int(path.name) not in known and path.stat().st_mtime < (now - ORPHAN).timestamp():
-            shutil.rmtree(path, ignore_errors=True)
+    for folder in strays(settings.MISTUDIO_DATA / ROOM, set(Upload.objects.values_list("pk", flat=True))).folders:
+        shutil.rmtree(folder, ignore_errors=True)
     return [upload.name for upload in swept]

@@ -1,11 +1,13 @@
 from functools import partial
 from typing import Any
 
+from django.db.models import prefetch_related_objects
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from jobs.kinds.sources import is_path
+from jobs.live import together
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.errors import WithHint
 from mistudio.evaluated import at_the_end, counts
@@ -38,6 +40,7 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
     evaluations = list(row.evaluations.select_related("job", "tokenization"))
     exports = list(row.exports.select_related("job"))
     users = [*scans, *evaluations, *exports]
+    prefetch_related_objects([one.job for one in users if one.job and one.job.unfinished], "events")
     live = [topic for one in (row, *users) if not one.ready for topic in topics(one)]
     form = ScanForm(team=row.team, owner=row.owner, sae=row)
     newest = row.scan
@@ -59,7 +62,8 @@ def sae(request: HttpRequest, pk: int) -> HttpResponse:
         "users": users,
         "topics": live[:8],
     }
-    return render(request, "sae/detail.html", context)
+    with together():  # all its jobs say for what they wait
+        return render(request, "sae/detail.html", context)
 
 
 @require_http_methods(["GET", "POST"])

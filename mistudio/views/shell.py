@@ -9,6 +9,7 @@ from django.views.decorators.http import require_POST
 
 from jobs.live import Topic, own_team, publish, team_of
 from jobs.models import Job, JobEvent, QueuePause, State, Worker
+from jobs.models.worker import FRESH
 from mistudio.models import ActivationCache, Dataset, LanguageModel, Sae, Team, Template, Tokenization, Training
 from monitoring.models import Alert
 
@@ -98,7 +99,8 @@ def live(key: str) -> str:
     return render_to_string("_work.html", under_way(int(key)))
 
 
-topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0)
+# A worker that is killed, or comes back after a while, tells nobody.
+topic = Topic(visible=own_team, render=live, of_job=team_of, interval=1.0, old_after=lambda html: FRESH.total_seconds())
 
 
 def tell_all(created: bool = True, **kwargs: Any) -> None:

@@ -7,8 +7,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from jobs import live
+from jobs import live, tail
 from jobs.models import Job, LiveEvent, QueuePause, Worker
+from jobs.models.worker import FRESH
 from jobs.queue import pause_queue, resume_queue
 from jobs.queues import standings
 from tests.jobs.test_views import text
@@ -259,8 +260,8 @@ def test_a_pause_is_told_to_open_pages(row):
 
 def test_teams_that_are_told_at_a_time_share_how_the_queues_stand_and_no_more(team, charlie, row):
     def asked(*names):
-        with CaptureQueriesContext(connection) as caught, live.together():
-            return [live.render(name) for name in names], len(caught)
+        with CaptureQueriesContext(connection) as caught:
+            return list(tail.render_all(list(names)).values()), len(caught)
 
     row("queued")
     names = [f"operations.{key}" for key in (team.pk, charlie.team.pk)]
@@ -287,3 +288,8 @@ def test_the_page_asks_as_much_for_many_jobs_as_for_one_and_stays_small(client_o
     assert queries(client, "/operations/") == few <= 40
     html = live.render(f"operations.{team.pk}")
     assert html.count('id="job-row-') == 90 and html.count("is-fail") == 6
+
+
+def test_a_header_looks_again_for_workers_of_which_nobody_tells(team):
+    every = live.topics()["shell"].old_after(live.render(f"shell.{team.pk}"))
+    assert every == FRESH.total_seconds(), "a worker that is killed says nothing"

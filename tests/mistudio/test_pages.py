@@ -89,6 +89,22 @@ def test_the_page_of_an_sae_asks_once_for_each_kind_of_thing_that_is_built_on_it
     assert set(answer.context["users"]) == set(sae.users())
 
 
+def test_the_page_of_an_sae_asks_as_much_for_many_waiting_jobs_as_for_one(alice, client_of):
+    sae = rows.sae(alice.team)
+    client = client_of(alice)
+
+    def add(n):
+        for _ in range(n):
+            scan = rows.scan(alice.team, f"scan-{sae.scans.count()}", sae=sae, ready_at=None)
+            job = Job.objects.create(team=alice.team, kind="scan_sae", queue="gpu", subject=scan.subject)
+            type(scan).objects.filter(pk=scan.pk).update(job=job)
+
+    add(1)
+    few = queries(client, sae.get_absolute_url())
+    add(4)
+    assert queries(client, sae.get_absolute_url()) == few
+
+
 def test_a_search_without_a_match_says_so_and_offers_the_way_back(alice, client_of):
     rows.language_model(alice.team, "pythia")
     text = client_of(alice).get("/models/?q=zebra").content.decode()

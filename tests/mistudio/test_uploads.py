@@ -65,6 +65,10 @@ def client(alice, client_of):
 # ---- the protocol
 
 
+def left(team):
+    return uploads.quota_left(team, uploads.kept_bytes(team))
+
+
 def test_a_file_sent_in_parts_is_whole_and_its_hash_is_known(client):
     data = jsonl(50, 2 * CHUNK + 5)
     row = send(client, data)
@@ -278,9 +282,9 @@ def test_files_that_a_dataset_keeps_for_their_labels_count_once_against_the_quot
     upload = send(client, jsonl(9, 3000), "kinds.jsonl")
     for name in ("one", "two"):
         form(client, uploads=[upload.pk], name=name)
-    assert uploads.quota_left(alice.team) == 2000  # links to what the upload counts
+    assert left(alice.team) == 2000  # links to what the upload counts
     upload.delete()
-    assert uploads.quota_left(alice.team) == 2000
+    assert left(alice.team) == 2000
     refused = begin(client, jsonl(9, 2500), "second.jsonl")
     assert refused.status_code == 413
     said = "only 2.0 KiB are free (2.9 KiB are kept by datasets for their labels, or by imports that failed)."
@@ -295,7 +299,7 @@ def test_the_archive_of_an_import_that_failed_counts_against_the_quota_of_its_te
     row = rows.sae(alice.team, uploaded="sae.zip")
     row.upload_folder.mkdir(parents=True)
     (row.upload_folder / "sae.zip").write_bytes(b"x" * 1000)
-    assert uploads.quota_left(alice.team) == 4000 and uploads.quota_left(charlie.team) == 5000
+    assert left(alice.team) == 4000 and left(charlie.team) == 5000
 
 
 def test_a_file_that_does_not_fit_the_disk_is_refused_before_it_is_sent(client, settings):
