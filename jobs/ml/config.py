@@ -115,6 +115,10 @@ class TrainConfig:
         """Tokens without firing after which a latent counts as dead."""
         return self.dead_after_tokens or min(10_000_000, max(self.batch_tokens, self.tokens // 10))
 
+    def part_of(self, n: int) -> int:
+        """How many of a batch of n rows are computed at once."""
+        return min(self.micro_batch_tokens or n, n)
+
     def lr_at(self, step: int) -> float:
         """Linear from 0 to the peak, flat, linear to 0."""
         rising = (step + 1) / (self.warmup + 1)

@@ -160,8 +160,8 @@ class Trainer:
 
     def parts(self, x: Tensor, y: Tensor, support: Support) -> Iterator[tuple[Tensor, Tensor, Support]]:
         """The micro-batches."""
-        size = self.config.micro_batch_tokens or len(x)
-        if size >= len(x):
+        size = self.config.part_of(len(x))
+        if size == len(x):
             yield x, y, support
             return
         for start in range(0, len(x), size):

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.ml import selection
 from jobs.ml.architectures import ARCHITECTURES, build, class_of
 from jobs.ml.architectures import jumprelu as jumprelu_of_the_engine
 from jobs.ml.architectures.options import OPTIONS
@@ -300,10 +302,14 @@ def test_folding_twice_is_folding_once(sae) -> None:
 def test_parts_of_a_batch_have_together_the_loss_of_the_whole(name) -> None:
     sae = trained_like(name).double()
     x, y = batch(sae, torch.float64)
-    support, moment = sae.support(x), Moment(config_of(name), 3, DEAD)
+    config = config_of(name)
+    moment, in_parts = (Moment(dataclasses.replace(config, micro_batch_tokens=n), 3, DEAD) for n in (None, 30))
+    support = sae.support(x)
+    sae.observe(x, support, moment)
     whole = sae.fit(x, y, support, moment)
+    sae.observe(x, support, in_parts)
     parts = [
-        sae.fit(x[start:end], y[start:end], support.part(start, end), moment)
+        sae.fit(x[start:end], y[start:end], support.part(start, end), in_parts)
         for start, end in ((0, 10), (10, 40), (40, B))
     ]
     shares = [len(part.x_hat) / B for part in parts]
@@ -357,6 +363,33 @@ def test_the_threshold_of_a_trained_batchtopk_follows_the_least_that_survives() 
     folded = sae.folded(2.0)
     assert folded.architecture == "jumprelu"
     assert torch.allclose(folded.threshold, sae.threshold.float() / 2)
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made meanwhile."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, made.numel() if isinstance(made, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize(("part", "most"), [(None, 0), (30, B * D)], ids=["whole", "in parts"])
+def test_the_l0_that_a_jumprelu_aims_at_is_counted_without_the_codes_of_the_whole_batch(
+    part, most, monkeypatch
+) -> None:
+    monkeypatch.setitem(selection.CHUNK, "cpu", 5 * M)
+    sae = trained_like("jumprelu")
+    x, _ = batch(sae)
+    moment = Moment(dataclasses.replace(config_of("jumprelu"), micro_batch_tokens=part), 3, DEAD)
+    assert moment.config.options["l0_loss"] == "quadratic"
+    with Largest() as largest:
+        sae.observe(x, Dense(), moment)
+    assert largest.numbers <= most < B * M
+    if part:
+        assert sae.l0 == (sae.encode(x) > 0).sum(1).float().mean()
 
 
 def test_the_exponent_of_p_anneal_falls_in_ten_steps_and_keeps_the_penalty() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from jobs.ml.sae import Moment, Sae, Seen, Shape, Term
-from jobs.ml.selection import above_floor
-from jobs.ml.support import Support
+from jobs.ml.selection import above_floor, preactivations
+from jobs.ml.support import Dense, Support
 
 TANH_SLOPE = 4.0  # Anthropic's c
 CHUNK = 2**18  # numbers of a gradient computed at once on a CPU
@@ -44,7 +44,7 @@ class JumpReLU(Sae):
         super().__init__(d_in, width, **shape)
         self.bandwidth, self.initial_threshold, self.ste_to_input = bandwidth, initial_threshold, ste_to_input
         self.threshold = nn.Parameter(torch.full((width,), initial_threshold))
-        self.l0 = torch.zeros(())  # of the batch at hand
+        self.l0: Tensor | None = None  # the mean of the batch at hand, where no part of it tells that
 
     def support(self, x: Tensor, dtype: torch.dtype | None = None) -> Support:
         """Trained, also what is near enough below a threshold to move it."""
@@ -53,9 +53,18 @@ class JumpReLU(Sae):
 
     @torch.no_grad()
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
-        if moment.config.options["l0_loss"] == "quadratic":
-            a = support.encode(x, self.encoder())
-            self.l0 = self.ranks.mean(support.per_row((a > self.place(support)[0]).to(x.dtype)).mean())
+        whole = self.ranks.size == 1 and moment.config.part_of(len(x)) == len(x)
+        aims = moment.config.options["l0_loss"] == "quadratic"
+        self.l0 = self.ranks.mean(self.mean_l0(x, support)) if aims and not whole else None
+
+    def mean_l0(self, x: Tensor, support: Support) -> Tensor:
+        """Of x [B, D], for which no [B, M] is made."""
+        threshold = self.threshold.clamp_min(0)
+        if isinstance(support, Dense):
+            counts = [(a > threshold).sum() for _, a in preactivations(x, self.encoder(), None)]
+        else:
+            counts = [(support.encode(x, self.encoder()) > support.at(threshold)).sum()]
+        return torch.stack(counts).sum().to(x.dtype) / len(x)
 
     def activate(self, a: Tensor, support: Support) -> Tensor:
         return Jump.apply(a, *self.place(support))
@@ -83,8 +92,9 @@ class JumpReLU(Sae):
         theirs add up to it, and their gradients to its gradient."""
         target, left = float(moment.config.options["target_l0"]), 1 - moment.config.risen(moment.step)
         aim = target * max(1.0, self.width / 2 / target) ** left
-        miss = (self.l0 / aim - 1).clamp_min(0.0 if left else -1.0)  # a target that falls anyway pulls nothing up
-        return miss * (miss + 2 * (l0 - self.l0) / aim)
+        whole = l0.detach() if self.l0 is None else self.l0
+        miss = (whole / aim - 1).clamp_min(0.0 if left else -1.0)  # a target that falls anyway pulls nothing up
+        return miss * (miss + 2 * (l0 - whole) / aim)
 
     def bring_back(self, x: Tensor, moment: Moment) -> list[Term]:
         """For dead latents: how far each stays below its threshold, times the length it would write."""
