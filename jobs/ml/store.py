@@ -25,7 +25,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well and vanishes otherwise. Whoever looks
     finds the old one or the new one, also after a kill; but of folders that the file system cannot exchange there is
-    none between two renames, while both lie beside it under temporary names."""
+    none between two renames, and after a kill there until `remove_torn` gives the old one its name back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{path.name}.{uuid.uuid4().hex[:8]}"
     temporary, aside = path.with_name(f"{mark}.tmp"), path.with_name(f"{mark}.old.tmp")
@@ -36,7 +36,11 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         elif not exchange(temporary, path):  # rename(2) does not replace a folder that has files in it
             path.rename(aside)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
             temporary = aside
         flush(path.parent)
     finally:
@@ -77,7 +81,12 @@ def remove(path: Path) -> None:
 
 
 def remove_torn(folder: Path, names: str = "*") -> None:
-    """What `replacing` was writing there, under such names, when its process was killed."""
+    """What `replacing` was writing there, under such names, when its process was killed. An old folder that it had put
+    aside, and whose name nothing has taken, is what it was again."""
+    for aside in folder.glob(f".{names}.old.tmp"):
+        path = aside.with_name(aside.name[1:].rsplit(".", 3)[0])
+        if not path.exists():
+            aside.rename(path)
     for temporary in folder.glob(f".{names}.tmp"):
         remove(temporary)
 

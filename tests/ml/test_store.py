@@ -1,12 +1,16 @@
+import errno
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.ml import store
+
+NO_EXCHANGE = 2**20  # a wish that no system knows
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
@@ -34,21 +38,42 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path) -> None:
 
 
 def test_a_folder_is_replaced_where_the_file_system_cannot_exchange_two(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(store, "RENAME_EXCHANGE", 2**20)  # a wish that no system knows
+    monkeypatch.setattr(store, "RENAME_EXCHANGE", NO_EXCHANGE)
     replace_with(tmp_path / "folder", "old")
     replace_with(tmp_path / "folder", "new")
     assert found_in(tmp_path) == {"folder/below/new", "folder/new"}
 
 
-def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path) -> None:
-    found, ended, changes = [], False, 0
+def test_a_new_folder_that_cannot_take_its_name_leaves_it_to_the_old_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(store, "RENAME_EXCHANGE", NO_EXCHANGE)
+    replace_with(tmp_path / "folder", "old")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if target == tmp_path / "folder" and not path.name.endswith(".old.tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_with(tmp_path / "folder", "new")
+    assert found_in(tmp_path) == {"folder/below/old", "folder/old"}
+
+
+@pytest.mark.parametrize("wish", [store.RENAME_EXCHANGE, NO_EXCHANGE], ids=["exchanged", "renamed twice"])
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, wish) -> None:
+    monkeypatch.setattr(store, "RENAME_EXCHANGE", wish)
+    found, ended, changes, hidden = [], False, 0, 0
     while not ended:
         place, changes = tmp_path / str(changes), changes + 1
         fill(place / "folder", "old")
         ended = in_a_child_that_dies(changes, lambda: replace_with(place / "folder", "new"))  # noqa: B023  called at once
-        found.append({name for name in found_in(place) if not name.startswith(".")})
+        seen = {name for name in found_in(place) if not name.startswith(".")}
         store.remove_torn(place)
-        assert found_in(place) == found[-1]
+        found.append(found_in(place))
+        assert seen in (found[-1], set())
+        hidden += not seen
+    assert hidden == (wish == NO_EXCHANGE)
     old, new = {"folder/old", "folder/below/old"}, {"folder/new", "folder/below/new"}
     assert found.count(old) >= 4 and found.count(new) >= 3  # killed before and after the exchange
     assert found == [old] * found.count(old) + [new] * found.count(new)
