@@ -1,10 +1,12 @@
 MOST_SAID = 2000  # characters of a message
+WITHIN_WORDS = "\u200c\u200d\u00ad"  # non-joiner, joiner, soft hyphen
 
 
 def printable(text: str) -> str:
-    """What strangers wrote, on one line and fit for a page or a terminal: control characters and those that turn the
-    direction are replaced."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text[:MOST_SAID])
+    """What strangers wrote, on one line and fit for a page or a terminal: what cannot be printed (control characters,
+    those that turn the direction, lone surrogates …) is replaced, but for what joins and parts letters in a word."""
+    kept = (c if c.isprintable() or c in WITHIN_WORDS else " " if c.isspace() else "\ufffd" for c in text[:MOST_SAID])
+    return "".join(kept)
 
 
 class WithHint(ValueError):
