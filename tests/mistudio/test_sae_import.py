@@ -196,6 +196,17 @@ def test_an_export_can_be_downloaded_and_shows_its_certificate(alice, client_of,
     assert again.width == M
 
 
+def test_a_row_with_the_name_that_its_format_had_is_exported_and_verified(alice, client_of, model, tmp_path):
+    foreign.llamascopium_linear(tmp_path / "theirs")
+    sae = bring(alice, tmp_path / "theirs", model, site="blocks.3.hook_resid_post")
+    assert sae.imported["format"] == "llamascopium"
+    sae.imported |= {"format": "llama_scope", "label": "Llama Scope"}
+    sae.save()
+    assert "Llama Scope" in client_of(alice).get(sae.get_absolute_url()).content.decode()
+    export = launch(ExportForm, alice, sae=sae.pk, format="llama_scope")
+    assert export.certificate["holds"] and export.damage() == sae.damage() == []
+
+
 def test_an_export_names_the_module_that_puts_out_what_enters_the_block(alice, team):
     sites = [
         {"name": f"blocks.{n}.hook_resid_{end}", "width": 16, "path": f"model.layers.{n}", "side": side}

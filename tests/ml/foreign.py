@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from jobs.ml import formats
+from jobs.ml.errors import CorruptData, Unusable, WithHint
 
 D, M, K, N = 12, 40, 5, 64
 Formula = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [N, D] → codes, x_hat
@@ -43,6 +47,20 @@ def topk(a: Tensor, k: int = K) -> Tensor:
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
+
+
+def changed(folder: Path, **values: Any) -> Path:
+    """The same folder, with other values in its configuration."""
+    [path] = folder.glob("*.json")
+    write_json(path, json.loads(path.read_text()) | values)
+    return folder
+
+
+def refused(folder: Path, error: type[WithHint] | tuple[type[WithHint], ...] = (Unusable, CorruptData)) -> str:
+    """What is said of an SAE that cannot be read."""
+    with pytest.raises(error) as caught:
+        formats.read(folder)
+    return f"{caught.value} {caught.value.hint}"
 
 
 def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

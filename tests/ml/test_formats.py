@@ -16,7 +16,7 @@ from jobs.ml.formats import recognise
 from jobs.ml.sae import Sae
 from jobs.ml.saelens import save_sae
 from tests.ml import foreign
-from tests.ml.foreign import D, K, M, difference, inputs
+from tests.ml.foreign import D, K, M, changed, difference, inputs, refused
 from tests.ml.test_architectures import trained_like
 
 CLOSE = 1e-5
@@ -253,12 +253,6 @@ def test_one_threshold_for_all_is_reached_by_the_norms_of_the_rows_where_any_can
 # ---- files of which nothing good is to be expected
 
 
-def refused(folder, error=Unusable) -> str:
-    with pytest.raises((error, CorruptData)) as caught:
-        formats.read(folder)
-    return f"{caught.value} {caught.value.hint}"
-
-
 class Bomb:
     def __reduce__(self):
         return (print, ("it ran",))
@@ -322,9 +316,7 @@ def test_tensors_too_many_or_too_few_are_refused(tmp_path) -> None:
     change(tmp_path, "W_more", lambda _: torch.zeros(3))
     assert "has W_more beside" in refused(tmp_path)
     foreign.saelens(tmp_path, "gated")
-    config = json.loads((tmp_path / "cfg.json").read_text()) | {"architecture": "jumprelu"}
-    (tmp_path / "cfg.json").write_text(json.dumps(config))
-    assert "lacks b_enc, threshold" in refused(tmp_path)
+    assert "lacks b_enc, threshold" in refused(changed(tmp_path, architecture="jumprelu"))
 
 
 @pytest.mark.parametrize(

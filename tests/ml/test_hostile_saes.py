@@ -1,9 +1,11 @@
 """Files of SAEs that were made to do harm, or to break what reads them: each is refused in words."""
 
+import errno
 import io
-import json
+import re
 import tarfile
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,21 +15,10 @@ from jobs.context import Context
 from jobs.kinds import import_sae
 from jobs.ml import formats
 from jobs.ml.errors import CorruptData, Unusable, WithHint
+from jobs.ml.formats import headers, tensors
 from jobs.ml.formats.look import look_path
 from tests.ml import foreign
-from tests.ml.foreign import D, M
-
-
-def refused(folder) -> str:
-    with pytest.raises((Unusable, CorruptData)) as caught:
-        formats.read(folder)
-    return f"{caught.value} {caught.value.hint}"
-
-
-def changed(folder, **values):
-    path = next(folder.glob("*.json"))
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    return folder
+from tests.ml.foreign import D, M, changed, refused
 
 
 @pytest.mark.parametrize(
@@ -49,6 +40,8 @@ def test_numbers_and_texts_without_end_are_refused_in_a_short_message(tmp_path, 
 def test_what_a_stranger_wrote_turns_no_terminal_and_no_line(tmp_path) -> None:
     assert str(WithHint("a\x1b[31m\nb", "c\u202ed")) == "a\ufffd[31m b" and WithHint("", "c\u202ed").hint == "c\ufffdd"
     assert len(str(WithHint("x" * 10**6))) == 2000
+    words = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f4bb Fu\u00dfball\u00adfeld"
+    assert str(WithHint(words)) == words, "what is within words stays"
     foreign.saelens(tmp_path)
     changed(tmp_path, metadata={"sae_lens_version": "6.1.0", "hook_name": "a\x1b[31m", "model_name": "b\u202e"})
     facts = formats.recognise(tmp_path)
@@ -71,10 +64,11 @@ def test_an_archive_whose_bytes_were_changed_is_refused(tmp_path, which) -> None
             archive.write(path, path.name)
     last = (tmp_path / "sae" / which).read_bytes()[-9:]
     (tmp_path / "sae.zip").write_bytes((tmp_path / "sae.zip").read_bytes().replace(last, b"123456789"))
-    with pytest.raises(CorruptData, match="sae.zip is damaged or cut off"):
-        if which == "cfg.json":
+    if which == "cfg.json":
+        with pytest.raises(CorruptData, match="sae.zip is damaged or cut off"):
             look_path(tmp_path / "sae.zip")
-        params = import_sae.Params(str(tmp_path / "sae.zip"), str(tmp_path / "made/sae"))
+    params = import_sae.Params(str(tmp_path / "sae.zip"), str(tmp_path / "made/sae"))
+    with pytest.raises(CorruptData, match="sae.zip is damaged or cut off"):
         import_sae.run(params, Context(1, 1, import_sae.STAGES))
 
 
@@ -131,6 +125,50 @@ def test_an_npz_that_ends_within_an_array_is_refused(tmp_path) -> None:
             np.save(file, array)
             archive.writestr(f"{name}.npy", file.getvalue()[: -8 if name == "b_dec" else None])
     assert "params.npz cannot be read" in refused(tmp_path)
+
+
+class Failing(io.RawIOBase):
+    """A file on a disk that breaks."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_what_the_machine_cannot_read_is_not_told_as_damage(tmp_path, monkeypatch) -> None:
+    with pytest.raises(OSError, match="Input/output error"):
+        headers.npy_header(Failing(), 100, "w_enc in params.npz")
+    for read in (headers.npz_headers, partial(tensors.check_archive, wanted={})):
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "nowhere")
+    for made, checks in (("gemma_scope", "npz_headers"), ("dictionary_learning", "check_archive")):
+        folder = tmp_path / made
+        getattr(foreign, made)(folder)
+        monkeypatch.setattr(tensors, checks, and_gone(getattr(tensors, checks)))
+        with pytest.raises(FileNotFoundError):
+            formats.read(folder)
+
+
+def and_gone(check):
+    """The check, after which the file is no longer there."""
+
+    def checked(path, *rest):
+        found = check(path, *rest)
+        path.unlink()
+        return found
+
+    return checked
+
+
+def test_an_npz_with_a_password_is_refused(tmp_path) -> None:
+    foreign.gemma_scope(tmp_path)
+    raw = bytearray((tmp_path / "params.npz").read_bytes())
+    for entry in re.finditer(b"PK\x01\x02", bytes(raw)):
+        raw[entry.start() + 8] |= 1
+    (tmp_path / "params.npz").write_bytes(raw)
+    assert "is encrypted, password required" in refused(tmp_path, Unusable)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

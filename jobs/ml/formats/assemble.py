@@ -8,7 +8,7 @@ from torch import Tensor
 from jobs.ml.architectures import class_of
 from jobs.ml.errors import Unusable
 from jobs.ml.formats.facts import AGAIN, Facts
-from jobs.ml.sae import Sae
+from jobs.ml.sae import TINY, Sae
 
 EQUAL = 1e-6  # decoder norms, relative to their mean
 KEPT = (
@@ -45,6 +45,12 @@ def assemble(facts: Facts, weights: dict[str, Tensor]) -> tuple[Sae, Facts]:
 def plain_bias(sae: Sae) -> Tensor:
     """[M]: b_enc for a reader that does not take b_dec off the input."""
     return sae.b_enc - sae.W_enc @ sae.b_dec if sae.centred else sae.b_enc
+
+
+def unweighed(threshold: Tensor, rows: Tensor) -> Tensor:
+    """[M]: thresholds of a_i, from those of a_i ||W_dec_i||. Of a row that is zero it is
+    so high that nothing reaches it."""
+    return threshold / rows.norm(dim=1).clamp_min(TINY)
 
 
 def alike(rows: Tensor) -> bool:

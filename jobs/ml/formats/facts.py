@@ -68,6 +68,14 @@ class Facts:
         return self
 
 
+def scale(width: int, norm: float, said: str) -> float:
+    """What activations of this mean norm are multiplied with, that it is sqrt(width). said: what told it. Raises
+    Unusable."""
+    if not norm > 0:
+        raise Unusable(f"{said} is {norm:g}, which no mean norm can be.", AGAIN)
+    return float(width**0.5 / norm)
+
+
 class Config:
     """A JSON object of a stranger: each value is asked for with the kind that it must be."""
 

@@ -6,7 +6,6 @@ import json
 import math
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,11 +14,11 @@ import numpy as np
 
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.formats.facts import AGAIN
+from jobs.ml.text_files import reading
 
 MOST_HEADER = 2**23  # bytes; of an SAE it has some hundreds
 MOST_TENSORS = 1000
 UNFOLDED, MOST_RATIO = 2**22, 50  # bytes from which a packed array is doubted, and the ratio that is
-NO_ZIP = (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error)
 ITEM = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F64", "F32", "F16", "BF16")
 NPY = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32", np.dtype("<f2"): "F16"}
@@ -70,7 +69,7 @@ def npz_headers(path: Path) -> Headers:
     Unusable."""
     found: Headers = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path.name), zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             if len(infos) > MOST_TENSORS or len({info.filename for info in infos}) < len(infos):
                 raise CorruptData(
@@ -85,8 +84,8 @@ def npz_headers(path: Path) -> Headers:
                     raise Unusable(f"{said}, which weights never do.", AGAIN)
                 with archive.open(info) as file:
                     found[name] = npy_header(file, info.file_size, f"{name} in {path.name}")
-    except NO_ZIP as error:
-        raise CorruptData(f"{path.name} is no npz file, or was cut off: {error}.", AGAIN) from error
+    except RuntimeError as error:  # a password is wanted
+        raise Unusable(f"{path.name} cannot be read: {error}.", AGAIN) from error
     return found
 
 
@@ -96,6 +95,8 @@ def npy_header(file: IO[bytes], size: int, name: str) -> Header:
         major, _ = np.lib.format.read_magic(file)
         reader = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)  # bounded: 10,000 bytes at most
+    except OSError:  # may be no fault of the file
+        raise
     except Exception as error:  # numpy parses it as Python, which has many words for what it is not
         raise CorruptData(f"{name} has a header that cannot be read: {error!s:.100}.", AGAIN) from error
     if dtype.hasobject:

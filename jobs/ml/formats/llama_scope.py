@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.ml.errors import Unusable
-from jobs.ml.formats.facts import Config, Facts
+from jobs.ml.formats.facts import Config, Facts, scale
 from jobs.ml.saelens_names import site_name
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def facts(folder: Path, place: str) -> Facts:
     if (function := config.text("act_fn") or "jumprelu") != "jumprelu" or config.flag("use_glu_encoder", False):
         what = "a gated encoder" if function == "jumprelu" else f"the activation {function!r}"
         raise Unusable(f"{config.name}: it has {what}, which is not read here.", "Of Llama Scope, jumprelu is read.")
-    scale(config)
+    input_scale(config)
     site = site_name({"hook_name": read}, "") if read else ""
     return Facts(
         "llama_scope",
@@ -44,18 +44,17 @@ def facts(folder: Path, place: str) -> Facts:
     )
 
 
-def scale(config: Config) -> float:
-    """What the inputs are multiplied with, that their mean norm is sqrt(d_in). Raises Unusable."""
-    if not (norm := config.inner(NORM).number("in")) > 0:
-        raise Unusable(f"{config.name}: its inputs have the mean norm {norm:g}, which cannot be.")
-    return config.count("d_model") ** 0.5 / norm
+def input_scale(config: Config) -> float:
+    """Raises Unusable."""
+    norms = config.inner(NORM)
+    return scale(config.count("d_model"), norms.number("in"), f"{norms.name}: in")
 
 
 def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     import torch
 
+    from jobs.ml.formats.assemble import unweighed
     from jobs.ml.formats.tensors import read_safetensors
-    from jobs.ml.sae import TINY
 
     config = Config.read(folder / CONFIG)
     shapes = {**facts.shapes, "W_dec": facts.shapes["W_dec"][::-1]}
@@ -63,10 +62,10 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     found = read_safetensors(folder / "checkpoints/final.safetensors", wanted)
     ours = {name: found[theirs] for name, theirs in LINEAR.items()}
     ours["W_dec"] = ours["W_dec"].T
-    s = scale(config)
+    s = input_scale(config)
     threshold = torch.full((facts.width,), max(0.0, config.number("jump_relu_threshold") * s))
     if config.flag("sparsity_include_decoder_norm", False):  # a_i ||W_dec_i|| is what is compared with it
-        threshold = threshold / ours["W_dec"].norm(dim=1).clamp_min(TINY)
+        threshold = unweighed(threshold, ours["W_dec"])
     return ours | {
         "W_enc": ours["W_enc"] * s,
         "W_dec": ours["W_dec"] / s,

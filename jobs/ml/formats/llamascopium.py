@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.ml.errors import Unusable
-from jobs.ml.formats.facts import MOST_WIDTH, Config, Facts
+from jobs.ml.formats import llama_scope
+from jobs.ml.formats.facts import MOST_WIDTH, Config, Facts, scale
 from jobs.ml.saelens_names import site_name
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ LETTERS = Naming(
     "W_enc",
     "activation_function.log_jumprelu_threshold",
 )
-LINEAR = Naming(
-    {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight", "b_dec": "decoder.bias"},
-    "W_dec",
-    "log_jumprelu_threshold",
-)
+LINEAR = Naming(llama_scope.LINEAR, "W_dec", "log_jumprelu_threshold")
 
 
 def facts(folder: Path, place: str) -> Facts:
@@ -102,9 +99,9 @@ def hooks(config: Config) -> tuple[str, str]:
 def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     import torch
 
+    from jobs.ml.formats.assemble import unweighed
     from jobs.ml.formats.headers import safetensors_headers
     from jobs.ml.formats.tensors import read_safetensors
-    from jobs.ml.sae import TINY
 
     config, path = Config.read(folder / CONFIG), folder / WEIGHTS
     headers = safetensors_headers(path)
@@ -122,15 +119,13 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
     ours.setdefault("b_dec", torch.zeros(facts.shapes["b_dec"]))
     if facts.architecture == "jumprelu":
         threshold = found[naming.log_threshold].exp()
-        ours["threshold"] = threshold / ours["W_dec"].norm(dim=1).clamp_min(TINY) if weighted(config) else threshold
-    s_in, s_out = (scale(facts.d_in, name, found[name]) if measured else 1.0 for name in norms)
+        ours["threshold"] = unweighed(threshold, ours["W_dec"]) if weighted(config) else threshold
+    s_in, s_out = (measured_scale(facts.d_in, name, found[name]) if measured else 1.0 for name in norms)
     return ours | {"W_enc": ours["W_enc"] * s_in, "W_dec": ours["W_dec"] / s_out, "b_dec": ours["b_dec"] / s_out}
 
 
-def scale(width: int, name: str, norm: "Tensor") -> float:
-    """What activations are multiplied with, that their mean norm is sqrt(width). Raises Unusable."""
+def measured_scale(width: int, name: str, norm: "Tensor") -> float:
+    """Raises Unusable."""
     if norm.numel() != 1:
         raise Unusable(f"{WEIGHTS}: {name} has the shape {list(norm.shape)}, not one number.")
-    if not norm > 0:
-        raise Unusable(f"{WEIGHTS}: {name} is {float(norm):g}, which no mean norm can be.")
-    return float(width**0.5 / norm)
+    return scale(width, float(norm), f"{WEIGHTS}: {name}")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.formats.facts import AGAIN
-from jobs.ml.formats.headers import FLOATS, NO_ZIP, Headers, npz_headers, safetensors_headers
+from jobs.ml.formats.headers import FLOATS, Headers, npz_headers, safetensors_headers
+from jobs.ml.text_files import reading
 
 Shapes = Mapping[str, tuple[int, ...]]
 SLACK = 2**20  # bytes of a file of torch beside its numbers
@@ -62,11 +63,12 @@ def read_safetensors(
 
 def read_npz(path: Path, wanted: Shapes) -> dict[str, Tensor]:
     check(npz_headers(path), wanted, path.name)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in wanted}
-    except (ValueError, *NO_ZIP) as error:
-        raise CorruptData(f"{path.name} cannot be read: {error!s:.150}.", AGAIN) from error
+    with reading(path.name):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in wanted}
+        except ValueError as error:
+            raise CorruptData(f"{path.name} cannot be read: {error!s:.150}.", AGAIN) from error
     return finite(found, path.name)
 
 
@@ -74,11 +76,14 @@ def read_torch(path: Path, wanted: Shapes, spare: Collection[str] = ()) -> dict[
     """A state_dict of torch, by weights_only alone. Raises CorruptData, Unusable."""
     check_archive(path, wanted)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(path.name):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         said = f"{path.name} holds more than weights, which could run code when opened"
         raise Unusable(f"{said}; it was not opened.", CONVERT) from error
-    except Exception as error:  # torch says RuntimeError, EOFError, KeyError … of a file that is damaged
+    except (CorruptData, OSError, MemoryError):  # said already, or no fault of the file
+        raise
+    except Exception as error:  # torch says RuntimeError, KeyError … of a file that is damaged
         raise CorruptData(f"{path.name} cannot be read: {error!s:.150}.", AGAIN) from error
     named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
     if not named or not all(isinstance(value, Tensor) for value in found.values()):
@@ -103,13 +108,13 @@ def read_torch(path: Path, wanted: Shapes, spare: Collection[str] = ()) -> dict[
 def check_archive(path: Path, wanted: Shapes) -> None:
     """What torch writes is a zip archive that is not packed: no more in it than there should be numbers."""
     most = 8 * sum(math.prod(shape) for shape in wanted.values()) + SLACK
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except NO_ZIP as error:
-        raise Unusable(
-            f"{path.name} is no file of torch since 1.6, or a bare pickle; it was not opened.", CONVERT
-        ) from error
+    with reading(path.name):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except zipfile.BadZipFile as error:
+            said = f"{path.name} is no file of torch since 1.6, or a bare pickle; it was not opened."
+            raise Unusable(said, CONVERT) from error
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise Unusable(f"{path.name} is packed, which torch never does; it was not opened.", AGAIN)
     if (whole := sum(info.file_size for info in infos)) > most:
