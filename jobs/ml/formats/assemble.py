@@ -48,8 +48,7 @@ def plain_bias(sae: Sae) -> Tensor:
 
 
 def unweighed(threshold: Tensor, rows: Tensor) -> Tensor:
-    """[M]: thresholds of a_i, from those of a_i ||W_dec_i||. Of a row that is zero it is
-    so high that nothing reaches it."""
+    """[M]: thresholds of a_i, from those of a_i ||W_dec_i||; of a row that is zero, one that nothing reaches."""
     return threshold / rows.norm(dim=1).clamp_min(TINY)
 
 
