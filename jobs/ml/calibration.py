@@ -9,6 +9,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,13 +105,15 @@ def measure(model: PreTrainedModel, site: Site, context_length: int) -> dict[str
         sizes.append(rows)
         if time.monotonic() - began > SECONDS / 2 or peak_bytes(model.device) - before > spare:
             break
-    times, turns = dict.fromkeys(sizes, math.inf), 0
-    while not turns or (turns < TURNS and time.monotonic() - began < SECONDS):
-        turns += 1
+    times: dict[int, list[float]] = {rows: [] for rows in sizes}
+    for turn in range(TURNS):
+        if turn and time.monotonic() - began > SECONDS:
+            break
         for rows in sizes:  # in turns: a moment in which the machine is busy hits all of them
-            times[rows] = min(times[rows], seconds(model, site, ids[:rows]))
+            times[rows].append(seconds(model, site, ids[:rows]))
     forget_peak()  # what a trial takes is not what the work takes
-    rates = {rows: round(rows * context_length / times[rows], 1) for rows in sizes}
+    # The median: large passes are fast now and then, when their memory happens to be at hand.
+    rates = {rows: round(rows * context_length / statistics.median(times[rows]), 1) for rows in sizes}
     return {
         "rows": next(rows for rows in sizes if rates[rows] >= CLOSE * max(rates.values())),
         "tokens_per_second": {str(rows): value for rows, value in rates.items()},
