@@ -14,6 +14,7 @@ from jobs.ml.checkpoint_files import checkpoints, read_whole, sae_files
 from jobs.ml.train import Run, Trainer
 
 KEEP = 2
+RULES = 2  # what a step does: one more whenever the same configuration comes to other weights
 COUNTERS = ("silent", "dead", "bad_step")
 
 
@@ -65,12 +66,12 @@ def resume(run: Run[Any], folder: Path | str) -> bool:
 
 
 def identity(run: Run[Any]) -> dict[str, Any]:
-    """What decides the weights of a run: its SAEs, and which activations they are trained on."""
+    """What decides the weights of a run: its SAEs, which activations they are trained on, and how."""
     members = [
         {"config": one.config.decisive(), "reads": list(one.reads), "writes": list(one.writes)}
         for one in (trainer.member for trainer in run.trainers)
     ]
-    return {"members": members, "stream": run.stream.identity()}
+    return {"members": members, "stream": run.stream.identity(), "rules": RULES}
 
 
 def state_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:

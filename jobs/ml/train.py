@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from jobs.ml.architectures import build
 from jobs.ml.config import BadConfig, Member
@@ -78,9 +79,10 @@ class Trainer:
             {"params": [parameter], "least": self.sae.reach.get(name, 0.0) / config.steps}  # learning rate at the peak
             for name, parameter in self.sae.named_parameters()
         ]
-        reaching = [parameter for name, parameter in self.sae.named_parameters() if name in self.sae.reach]
-        rest = [parameter for name, parameter in self.sae.named_parameters() if name not in self.sae.reach]
-        self.clipped = [rest, reaching] if reaching else [rest]  # each by its own norm
+        self.clipped = [  # each by its own norm
+            [parameter for name, parameter in self.sae.named_parameters() if (name in self.sae.reach) == reaching]
+            for reaching in (False, True)
+        ]
         self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.squares_beta), fused=True)
         self.selection = None if config.selection == "float32" else getattr(torch, config.selection)
         self.scales: list[list[float]] = []  # of the sites read and written; none until they have been estimated
@@ -123,7 +125,7 @@ class Trainer:
         sums, fired = self.gather_gradients(x, y, Moment(self.config, step, self.dead_latents))
         rows = len(x) * self.ranks.size
         self.silent = torch.where(fired > 0, 0, self.silent + rows)
-        norm, *_ = [torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip) for parameters in self.clipped]
+        norms = [clip_grad_norm_(parameters, self.config.grad_clip) for parameters in self.clipped if parameters]
         self.optimizer.step()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
         self.bad_step = torch.where(finite, self.bad_step, step)
@@ -132,7 +134,11 @@ class Trainer:
         if (bad := self.look()) is not None:
             return {"diverged": bad}
         deviation = squared_deviation(y, self.ranks).clamp_min(TINY)
-        sums |= {"fvu": sums["mse"] * rows / deviation, "l0": fired.sum() / rows, "grad_norm": norm}
+        sums |= {
+            "fvu": sums["mse"] * rows / deviation,
+            "l0": fired.sum() / rows,
+            "grad_norm": torch.stack(norms).norm(),
+        }
         sums["dead"] = (self.silent >= self.config.dead_window).float().mean()
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) | {"lr": lr}
 

@@ -292,7 +292,8 @@ def llamascopium(
     by = w["w_dec"].norm(dim=1) if whole["sparsity_include_decoder_norm"] else torch.ones(M)
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor]:
-        a = (x * s_in @ w["w_enc"] + w["b_enc"]) * by
+        off = w["b_dec"] if whole.get("apply_decoder_bias_to_pre_encoder") else 0.0
+        a = ((x * s_in - off) @ w["w_enc"] + w["b_enc"]) * by
         f = {"relu": a.relu(), "topk": topk(a), "jumprelu": a.relu() * (a > w["threshold"])}[act_fn] / by
         return f, (f @ w["w_dec"] + w["b_dec"]) / s_out
 
@@ -306,6 +307,9 @@ LETTERS: dict[str, Callable[[Path], Formula]] = {
     "llamascopium-relu": lambda folder: llamascopium(folder, "relu", use_decoder_bias=False),
     "llamascopium-folded": lambda folder: llamascopium(folder, norm_activation="inference"),
     "llamascopium-transcoder": lambda folder: llamascopium(folder, to="blocks.15.hook_mlp_out", norm_out=0.4),
+    "llamascopium-centred": lambda folder: llamascopium(
+        folder, to="blocks.15.hook_mlp_out", norm_out=0.4, apply_decoder_bias_to_pre_encoder=True
+    ),
 }
 MADE: dict[str, Callable[[Path], Formula]] = {
     "saelens-standard": lambda folder: saelens(folder, "standard"),

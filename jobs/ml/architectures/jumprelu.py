@@ -53,9 +53,9 @@ class JumpReLU(Sae):
 
     @torch.no_grad()
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
-        whole = self.ranks.size == 1 and moment.config.part_of(len(x)) == len(x)
+        in_parts = moment.config.part_of(len(x)) < len(x)
         aims = moment.config.options["l0_loss"] == "quadratic"
-        self.l0 = self.ranks.mean(self.mean_l0(x, support)) if aims and not whole else None
+        self.l0 = self.ranks.mean(self.mean_l0(x, support)) if aims and in_parts else None
 
     def mean_l0(self, x: Tensor, support: Support) -> Tensor:
         """Of x [B, D], for which no [B, M] is made."""
@@ -92,7 +92,7 @@ class JumpReLU(Sae):
         theirs add up to it, and their gradients to its gradient."""
         target, left = float(moment.config.options["target_l0"]), 1 - moment.config.risen(moment.step)
         aim = target * max(1.0, self.width / 2 / target) ** left
-        whole = l0.detach() if self.l0 is None else self.l0
+        whole = self.ranks.mean(l0.detach()) if self.l0 is None else self.l0
         miss = (whole / aim - 1).clamp_min(0.0 if left else -1.0)  # a target that falls anyway pulls nothing up
         return miss * (miss + 2 * (l0 - whole) / aim)
 

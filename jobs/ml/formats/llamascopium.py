@@ -3,7 +3,8 @@ comes out among the weights. The names of the tensors are W_E [D, M], W_D [M, D]
 those of two linear layers.
 
 a = s_in x W_E + b_E, x_hat = (f W_D + b_D) / s_out, s = sqrt(D) / mean norm; f is a where a_i ||W_D_i||, or a_i, is
-above its threshold or among the k largest, and above 0.
+above its threshold or among the k largest, and above 0. Where `apply_decoder_bias_to_pre_encoder` says so, b_D is
+taken off s_in x.
 """
 
 from collections.abc import Mapping
@@ -121,6 +122,8 @@ def weights(folder: Path, facts: Facts) -> "dict[str, Tensor]":
         threshold = found[naming.log_threshold].exp()
         ours["threshold"] = unweighed(threshold, ours["W_dec"]) if weighted(config) else threshold
     s_in, s_out = (measured_scale(facts.d_in, name, found[name]) if measured else 1.0 for name in norms)
+    if facts.centred:  # b_D is taken off what is scaled by s_in
+        ours["b_enc"] = ours["b_enc"] + (s_in / s_out - 1) * (ours["W_enc"] @ ours["b_dec"])
     return ours | {"W_enc": ours["W_enc"] * s_in, "W_dec": ours["W_dec"] / s_out, "b_dec": ours["b_dec"] / s_out}
 
 
