@@ -67,10 +67,9 @@ class Sweep:
         if not aim:
             return self.run(library, architecture, lr, seed, {"k": self.options.k})
         (name,) = aim
-        fixed = {"l0_loss": L0_LOSS} if architecture == "jumprelu" else {}
         tried: list[Run] = []
         while len(tried) < TRIES:
-            tried.append(self.run(library, architecture, lr, seed, fixed | aim))
+            tried.append(self.run(library, architecture, lr, seed, self.fixed(architecture) | aim))
             tried.sort(key=lambda run: abs(self.miss(run)))
             if abs(self.miss(tried[0])) < NEAR:
                 break
@@ -93,6 +92,13 @@ class Sweep:
             return float(tried[0]["fvu"])
         (a, fvu_a), (b, fvu_b) = ((self.miss(run), math.log(run["fvu"])) for run in tried[:2])
         return math.exp(fvu_a - a * (fvu_b - fvu_a) / (b - a))
+
+    def fixed(self, architecture: str) -> dict[str, Any]:
+        """What is told to all libraries, whatever L0 is sought."""
+        fixed: dict[str, Any] = {"l0_loss": L0_LOSS} if architecture == "jumprelu" else {}
+        if self.options.warmup is not None and "sparsity_warmup_share" in ARCHITECTURES[architecture].presets:
+            fixed["sparsity_warmup_share"] = self.options.warmup
+        return fixed
 
     def aim(self, library: str, architecture: str) -> dict[str, float]:
         """The option that decides L0 where k does not, and what is tried first."""
@@ -153,6 +159,7 @@ def read_options(
     parser.add_argument("--libraries", nargs="*", default=libraries, choices=LIBRARIES)
     parser.add_argument("--rates", nargs="*", type=float, default=rates)
     parser.add_argument("--runs", help="a file")
+    parser.add_argument("--warmup", type=float, help="share of the steps over which penalties rise; else the presets'")
     parser.add_argument("--seeds", nargs="*", type=int, default=[1])
     for name, value in {**sizes, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -94,7 +94,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
-    """An SQLite file with all tables, for processes that a test starts."""
+    """An SQLite file with all tables. Migrating takes seconds, so whoever needs one first makes it for all workers."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     file = folder / "migrated.sqlite3"
@@ -105,6 +105,15 @@ def migrated(tmp_path_factory):
             assert done.returncode == 0, done.stderr
             (folder / "new" / "mistudio.sqlite3").rename(file)
     return file
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(request):
+    """A database that is a file is there before the tests: a copy of the one that is migrated for all."""
+    if not settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+        return False
+    shutil.copy(request.getfixturevalue("migrated"), settings.DATABASES["default"]["TEST"]["NAME"])
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from jobs.ml.checkpoint_files import checkpoints, read_whole, sae_files
 from jobs.ml.train import Run, Trainer
 
 KEEP = 2
-RULES = 2  # what a step does: one more whenever the same configuration comes to other weights
+RULES = 3  # what a step does: one more whenever the same configuration comes to other weights
 COUNTERS = ("silent", "dead", "bad_step")
 
 

@@ -4,9 +4,9 @@ Shapes: W_enc [M, D] and W_dec [M, D], one row per latent (SAELens stores W_enc 
 it); b_enc [M]; b_dec [D]. What all architectures share: a = (x - b_dec) W_enc^T + b_enc and x_hat = f W_dec + b_dec.
 They differ in what becomes of a, and in what beside the error is to be small: see architectures/.
 
-The norms of the decoder rows are free in training, and whatever asks for sparsity looks at a_i * ||W_dec_i||,
-the length of what latent i would write: nothing is gained by shrinking one weight and growing the other, so
-no row needs to be renormalised nor any gradient projected. `folded` moves the norms (and the scale of the
+The norms of the decoder rows are free in training (but those of Gated), and whatever asks for sparsity looks at
+a_i * ||W_dec_i||, the length of what latent i would write: nothing is gained by shrinking one weight and growing the
+other, so no row needs to be renormalised nor any gradient projected. `folded` moves the norms (and the scale of the
 inputs) into the encoder: the result has unit decoder rows, reads unscaled activations, and computes the same.
 """
 
@@ -22,7 +22,6 @@ from jobs.ml.config import TrainConfig
 from jobs.ml.parallel import ALONE, Ranks
 from jobs.ml.support import Codes, Linear, Support, gather_sum
 
-INITIAL_NORM = 0.1  # of the rows of W_dec and W_enc, as in SAELens
 TINY = 1e-12
 Term = tuple[str, float, Tensor]  # of an objective: its name, its weight, its value
 
@@ -70,6 +69,7 @@ class Sae(nn.Module):
     TAKES: ClassVar[tuple[str, ...]] = ()  # options that the constructor takes, beside the shape
     signed: ClassVar[bool] = False  # codes may be negative
     reach: ClassVar[Mapping[str, float]] = {}  # of parameters: how far a training must be able to move each number
+    initial_norms: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of the rows of W_enc and W_dec, as in SAELens
     ranks: Ranks = ALONE  # that train it together: a batch is what all of them see
 
     def __init__(self, d_in: int, width: int, **shape: Unpack[Shape]) -> None:
@@ -94,12 +94,12 @@ class Sae(nn.Module):
     def initialise(self, seed: int, b_dec: Tensor, centre: Tensor) -> None:
         """Random directions, the same to read and to write where that is possible; b_dec [D_out] is where the outputs
         have their centre, `centre` [D] the inputs: it goes into b_enc where b_dec is not taken off."""
-        random = torch.Generator().manual_seed(seed)
-        self.W_dec.copy_(F.normalize(torch.randn(self.W_dec.shape, generator=random), dim=1) * INITIAL_NORM)
-        if self.centred:
-            self.W_enc.copy_(self.W_dec)
-        else:
-            self.W_enc.copy_(F.normalize(torch.randn(self.W_enc.shape, generator=random), dim=1) * INITIAL_NORM)
+        random, (read, written) = torch.Generator().manual_seed(seed), self.initial_norms
+        rows = F.normalize(torch.randn(self.W_dec.shape, generator=random), dim=1)
+        self.W_dec.copy_(rows * written)
+        if not self.centred:
+            rows = F.normalize(torch.randn(self.W_enc.shape, generator=random), dim=1)
+        self.W_enc.copy_(rows * read)
         self.b_enc.copy_(torch.zeros_like(self.b_enc) if self.centred else -(self.W_enc @ centre))
         self.b_dec.copy_(b_dec)
 
@@ -134,6 +134,9 @@ class Sae(nn.Module):
 
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
         """Seen once before every step, with the whole batch."""
+
+    def constrain(self) -> None:
+        """After every step: brings the weights back to where they must be."""
 
     # ---- what all do with it
 

@@ -6,7 +6,7 @@ are active for that to pay (a ReLU at its start), `Dense` does the same with who
 once: over "entries", which are the routed places [n] of a `Sparse` support, or all places [B, M] of a `Dense` one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -72,6 +72,14 @@ class Support(Protocol):
 
     def codes(self, f: Tensor) -> Codes:
         """What is not zero in the entries."""
+
+
+def in_parts(size: int, support: Support, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The support of up to `size` rows at a time, and those rows of each tensor."""
+    for start in range(0, n := len(rows[0]), size):
+        end = min(start + size, n)
+        own = support if end - start == n else support.part(start, end)
+        yield own, *(tensor[start:end] for tensor in rows)
 
 
 class Sparse:

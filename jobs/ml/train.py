@@ -20,7 +20,7 @@ from jobs.ml.revival import revive, variance
 from jobs.ml.sae import TINY, Fit, Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.sites import Site
-from jobs.ml.support import Support
+from jobs.ml.support import Support, in_parts
 
 REFRESH = 16  # steps between looks at which latents are dead: that takes a host sync on a GPU
 Activations = Mapping[str, Tensor]  # by site, [B, D] of the same tokens
@@ -127,6 +127,7 @@ class Trainer:
         self.silent = torch.where(fired > 0, 0, self.silent + rows)
         norms = [clip_grad_norm_(parameters, self.config.grad_clip) for parameters in self.clipped if parameters]
         self.optimizer.step()
+        self.sae.constrain()
         finite = torch.isfinite(sums["loss"]) | (self.bad_step >= 0)
         self.bad_step = torch.where(finite, self.bad_step, step)
         if not logged:
@@ -150,9 +151,9 @@ class Trainer:
         self.sae.observe(x, support, moment)
         fired = torch.zeros_like(self.sae.b_enc)
         sums: dict[str, Tensor] = {}
-        parts = list(self.parts(x, y, support))
+        parts = list(in_parts(self.config.part_of(len(x)), support, x, y))
         scale = self.residual_variance(parts) if len(parts) > 1 and self.revives(moment.dead) else None
-        for part, target, own in parts:
+        for own, part, target in parts:
             fit = self.sae.fit(part, target, own, moment)
             loss = self.add_aux(fit, part, target, moment.dead, scale)
             share = len(part) / (len(x) * self.ranks.size)
@@ -164,22 +165,12 @@ class Trainer:
         self.ranks.sum(*gradients, fired, *sums.values())
         return sums, fired
 
-    def parts(self, x: Tensor, y: Tensor, support: Support) -> Iterator[tuple[Tensor, Tensor, Support]]:
-        """The micro-batches."""
-        size = self.config.part_of(len(x))
-        if size == len(x):
-            yield x, y, support
-            return
-        for start in range(0, len(x), size):
-            end = min(start + size, len(x))
-            yield x[start:end], y[start:end], support.part(start, end)
-
     def revives(self, dead: Tensor) -> bool:
         return bool(self.config.options["aux_coefficient"]) and len(dead) > 0
 
-    def residual_variance(self, parts: Sequence[tuple[Tensor, Tensor, Support]]) -> Tensor:
+    def residual_variance(self, parts: Sequence[tuple[Support, Tensor, Tensor]]) -> Tensor:
         """In the whole batch, of which no part knows: that takes a pass of its own."""
-        return variance(torch.cat([self.sae.residual(*part) for part in parts]), self.ranks)
+        return variance(torch.cat([self.sae.residual(x, y, support) for support, x, y in parts]), self.ranks)
 
     def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor, scale: Tensor | None) -> Tensor:
         """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about

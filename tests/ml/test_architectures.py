@@ -15,12 +15,14 @@ from jobs.ml import selection
 from jobs.ml.architectures import ARCHITECTURES, build, class_of
 from jobs.ml.architectures import jumprelu as jumprelu_of_the_engine
 from jobs.ml.architectures.options import OPTIONS
-from jobs.ml.config import TrainConfig
+from jobs.ml.config import Member, TrainConfig
 from jobs.ml.revival import revive
 from jobs.ml.sae import Moment, Sae
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.selection import largest_of_batch
+from jobs.ml.sites import Site
 from jobs.ml.support import Dense, Linear, Sparse
+from jobs.ml.train import Trainer
 
 B, D, M, K = 64, 12, 40, 5
 PARTS = (5, 7)
@@ -131,9 +133,9 @@ def gated(w: Weights, x: Tensor, y: Tensor) -> Outcome:
     magnitude = torch.relu((x - w["b_dec"]) @ (w["W_enc"] * w["r_mag"].exp()[:, None]).T + w["b_mag"])
     f = torch.where(pi > 0, magnitude, torch.zeros_like(magnitude))
     gate = torch.relu(pi)
-    l1 = 0.7 * (gate * norms(w).detach()).sum(1).mean()
+    l1 = 0.7 * gate.sum(1).mean()
     by_gate = error(y, gate @ w["W_dec"].detach() + w["b_dec"].detach())
-    return f, f @ w["W_dec"] + w["b_dec"], {"l1": l1, "gate": by_gate}
+    return f, f @ w["W_dec"] + w["b_dec"], {"l1": 0.4 * l1, "gate": 0.4 * by_gate}
 
 
 def rectangle(a: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -185,7 +187,7 @@ FORMULAS: list[tuple[str, dict[str, Any], Callable[[Weights, Tensor, Tensor], Ou
     ("matryoshka", {"levels": 5}, matryoshka),
     ("standard", {}, standard),
     ("p_anneal", {}, p_anneal),
-    ("gated", {}, gated),
+    ("gated", {"gate_coefficient": 0.4}, gated),
     *(
         ("jumprelu", {"l0_loss": loss, "ste_to_input": to_input}, jumprelu(loss, bool(to_input)))
         for loss in ("quadratic", "step", "tanh")
@@ -333,16 +335,29 @@ def test_it_starts_with_encoder_and_decoder_alike_and_the_centre_as_bias(sae) ->
     centre, inputs = torch.arange(sae.d_out).float(), torch.arange(D).float()
     sae.initialise(seed=3, b_dec=centre, centre=inputs)
     assert torch.equal(sae.b_dec, centre)
-    for weight in (sae.W_enc, sae.W_dec):
-        assert torch.allclose(weight.norm(dim=1), torch.full((M,), 0.1))
+    norms_of = {"gated": (0.3, 1.0)}.get(sae.architecture, (0.1, 0.1))
+    for weight, norm in zip((sae.W_enc, sae.W_dec), norms_of, strict=True):
+        assert torch.allclose(weight.norm(dim=1), torch.full((M,), norm))
     if sae.centred:
-        assert torch.equal(sae.W_enc, sae.W_dec)
+        assert torch.allclose(sae.W_enc / norms_of[0], sae.W_dec / norms_of[1])
         assert not sae.b_enc.any()
     else:
         assert torch.allclose(inputs @ sae.W_enc.T + sae.b_enc, torch.zeros(M), atol=1e-5)
 
 
 # ---- single ones
+
+
+def test_decoder_rows_of_gated_have_norm_1_after_every_step() -> None:
+    member = Member(config_of("gated"), ("x",))
+    trainer = Trainer(member, {"x": Site("x", D, "", "input")})
+    x = {"x": torch.randn(B, D)}
+    trainer.begin(x, x)
+    before = trainer.sae.W_dec.clone()
+    for step in range(3):
+        trainer.update(x, step)
+        assert torch.allclose(trainer.sae.W_dec.norm(dim=1), torch.ones(M))
+    assert not torch.allclose(trainer.sae.W_dec, before, atol=1e-4), "they learn"
 
 
 def test_the_threshold_of_a_trained_batchtopk_follows_the_least_that_survives() -> None:

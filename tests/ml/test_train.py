@@ -266,11 +266,11 @@ def test_the_mean_of_squared_gradients_is_shorter_in_short_runs(steps, given, be
     assert TrainConfig(width=32, tokens=steps, batch_tokens=1, beta2=given).squares_beta == pytest.approx(beta)
 
 
-def test_the_penalty_rises_over_the_first_twentieth() -> None:
+def test_the_penalty_rises_over_a_share_of_the_steps() -> None:
     config = TrainConfig(
         width=8, tokens=1000, batch_tokens=10, architecture="standard", options={"l1_coefficient": 4.0}
     )
-    assert [config.warmed("l1_coefficient", step) for step in (0, 4, 99)] == pytest.approx([0.8, 4.0, 4.0])
+    assert [config.warmed("l1_coefficient", step) for step in (0, 14, 29, 99)] == pytest.approx([4 / 30, 2.0, 4.0, 4.0])
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "unit-gated": (
-        "gated", {"unit": True},
+        "gated", {"unit": True, "gate_coefficient": 1.0},
         {
             "peer": "dictionary_learning", "module": "gdm", "cls": "GatedSAETrainer",
             "names": {

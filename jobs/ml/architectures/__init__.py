@@ -26,7 +26,7 @@ class Architecture:
 
 AUX = 1 / 32  # Gao et al. 2024
 TOPK: dict[str, Value] = {"k": 32, "aux_coefficient": AUX}
-L1: dict[str, Value] = {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.05, "aux_coefficient": 0.0}
+L1: dict[str, Value] = {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.3, "aux_coefficient": 0.0}
 JUMP: dict[str, Value] = {
     "l0_loss": "quadratic", "l0_coefficient": 1.0, "target_l0": 32.0, "bandwidth": 0.05, "initial_threshold": 0.01,
     "ste_to_input": 0, "dead_coefficient": 3e-6, "sparsity_warmup_share": 0.3, "aux_coefficient": 0.0,
@@ -39,8 +39,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "abstopk": Architecture("AbsTopK", "abs_topk.AbsTopK", TOPK),
     "jumprelu": Architecture("JumpReLU", "jumprelu.JumpReLU", JUMP),
     "standard": Architecture("ReLU + L1", "standard.Standard", L1),
-    "gated": Architecture("Gated", "gated.Gated", L1),
-    "p_anneal": Architecture("p-anneal", "p_anneal.PAnneal", L1 | {"p_end": 0.2, "anneal_from": 0.2}),
+    "gated": Architecture("Gated", "gated.Gated", L1 | {"gate_coefficient": 0.25}),
+    "p_anneal": Architecture(
+        "p-anneal", "p_anneal.PAnneal", L1 | {"sparsity_warmup_share": 0.05, "p_end": 0.2, "anneal_from": 0.2}
+    ),
     "crosscoder": Architecture("Crosscoder", "crosscoder.Crosscoder", TOPK, spans=True),
     # Dunefsky et al. 2024, Transcoders find interpretable LLM feature circuits, arXiv:2406.11944; with a skip
     # connection: Paulo et al. 2025, Transcoders beat sparse autoencoders for interpretability, arXiv:2501.18823.

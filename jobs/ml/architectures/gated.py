@@ -1,8 +1,9 @@
 """Gated: Rajamanoharan et al. 2024, Improving dictionary learning with gated sparse autoencoders, arXiv:2404.16014."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.ml.architectures.standard import Standard
@@ -13,9 +14,13 @@ from jobs.ml.support import Support
 class Gated(Standard):
     """Whether a latent is active is decided by a = (x - b_dec) W_enc^T + b_enc > 0, how much by relu(exp(r_mag) (a -
     b_enc) + b_mag). The gate learns from the penalty, and from an error of its own; the decoder from neither: it would
-    shrink, r_mag would make up for it, and many latents would stay active at no price."""
+    shrink, r_mag would make up for it, and many latents would stay active at no price.
+
+    As in the paper decoder rows keep a norm of 1: were they as free as r_mag, the gate would run after both. Its error
+    and penalty count less than there: at full weight many gates close early and never open again."""
 
     architecture = "gated"
+    initial_norms: ClassVar[tuple[float, float]] = (0.3, 1.0)
 
     def __init__(self, d_in: int, width: int, **shape: Unpack[Shape]) -> None:
         super().__init__(d_in, width, **shape)
@@ -28,11 +33,18 @@ class Gated(Standard):
         return torch.where(a > 0, magnitude.relu_(), 0.0)
 
     def terms(self, seen: Seen, moment: Moment) -> list[Term]:
-        gate = seen.a.relu()
+        config, gate = moment.config, seen.a.relu()
+        share = float(config.options["gate_coefficient"])
         by_gate = seen.support.decode(gate, self.W_dec.detach()) + self.bypass(seen.x).detach()
-        l1 = seen.support.per_latent(gate) @ self.decoder_norms().detach() / len(seen.x)
-        weight = moment.config.warmed("l1_coefficient", moment.step)
-        return [("l1", weight, l1), ("gate", 1.0, squared_error(seen.y, by_gate))]
+        l1 = gate.sum() / len(seen.x)
+        return [
+            ("l1", share * config.warmed("l1_coefficient", moment.step), l1),
+            ("gate", share, squared_error(seen.y, by_gate)),
+        ]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        F.normalize(self.W_dec, dim=1, out=self.W_dec)
 
     def inference(self, norms: Tensor, unit: Tensor) -> Sae:
         same = Gated(self.d_in, self.width, **self.shape | {"folded": True})

@@ -33,6 +33,9 @@ OPTIONS = {
     "aux_coefficient": Option("AuxK coefficient", "Weight of the loss that revives dead latents; 0: off.", float),
     "levels": Option("Levels", "Nested dictionaries: all latents, the first half, the first quarter …", int, 1, 12),
     "l1_coefficient": Option("L1 coefficient", "Weight of the sparsity penalty. 1 to 20 is usual.", float),
+    "gate_coefficient": Option(
+        "Gate coefficient", "Weight of the gate's own error and its penalty. 1 in the paper.", float, above=True
+    ),
     "l0_loss": Option(
         "L0 loss", "quadratic reaches a target; tanh and step have a price for each active latent.", str,
         choices=("quadratic", "tanh", "step"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jobs.ml.architectures.standard import Standard
 from jobs.ml.sae import Moment, Sae, Seen, Shape, Term
-from jobs.ml.support import Support
+from jobs.ml.support import Support, in_parts
 
 UPDATES = 10  # of the exponent, evenly spread
 LEAST = 1e-6  # below it x^p is taken for 0: its slope has no bound
@@ -37,8 +37,11 @@ class PAnneal(Standard):
         p = self.exponent(moment)
         if p == self.p:
             return
-        f = self.activate(support.encode(x, self.encoder()), support)
-        before, after = self.penalty(f, support, float(self.p)), self.penalty(f, support, p)
+        before, after = torch.zeros(2, device=x.device)
+        for own, part in in_parts(moment.config.part_of(len(x)), support, x):
+            f = self.activate(own.encode(part, self.encoder()), own)
+            before += self.penalty(f, own, float(self.p))
+            after += self.penalty(f, own, p)
         self.ranks.sum(before, after)
         if before > 0 and after > 0:
             self.held *= before / after
