@@ -15,9 +15,11 @@ from jobs.ml.errors import CorruptData, Unusable
 from jobs.ml.formats import recognise
 from jobs.ml.sae import Sae
 from jobs.ml.saelens import save_sae
+from jobs.ml.sites import capture, replaced
 from tests.ml import foreign
 from tests.ml.foreign import D, K, M, changed, difference, inputs, refused
 from tests.ml.test_architectures import trained_like
+from tests.ml.tiny import tiny_model
 
 CLOSE = 1e-5
 UNITS = {"saelens-topk", "saelens-flat-topk", "llamascopium-topk-plain"}  # those whose rows must keep their norms
@@ -42,6 +44,21 @@ def test_a_foreign_sae_has_unit_decoder_rows_unless_other_latents_would_be_chose
     norms = sae.W_dec.norm(dim=1)
     assert torch.allclose(norms, torch.ones(M), atol=1e-5) == (name not in UNITS)
     assert any("stay as they are" in note for note in facts.notes) == (name in UNITS)
+
+
+@pytest.mark.parametrize("name", foreign.MADE)
+def test_what_a_foreign_sae_writes_steers_a_model(tmp_path, name) -> None:
+    """The site moves by it, the latent is more active there, and predictions change."""
+    foreign.MADE[name](tmp_path / "sae")
+    sae, _ = formats.read(tmp_path / "sae")
+    model, site = tiny_model("llama", hidden_size=D, num_attention_heads=2), "blocks.1.hook_resid_post"
+    ids = torch.arange(16).view(2, 8)
+    before, direction = capture(model, site, ids), sae.W_dec[3]
+    with torch.no_grad(), replaced(model, site, lambda whole: whole + 50 * direction):
+        steered, logits = capture(model, site, ids), model(ids).logits
+    assert torch.allclose(steered, before + 50 * direction)
+    assert not torch.allclose(logits, model(ids).logits, atol=1e-2)
+    assert not torch.allclose(sae(steered[0]), sae(before[0]), atol=1e-2)
 
 
 def test_a_folder_says_what_is_in_it_before_its_weights_are_read(tmp_path) -> None:

@@ -28,6 +28,7 @@ def test_the_blocks_of_the_page_run_one_after_the_other_and_leave_what_it_says(t
     assert names["found"]["fvu"] < 1 and names["found"]["tokens"] > 0
     assert (tmp_path / "sae" / "cfg.json").is_file()
     assert torch.isclose(names["direction"].norm(), torch.ones(()))
+    assert not names["steered"].equal(names["plain"]) and names["foreign"].width == 256
 
 
 @pytest.mark.slow
