@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bench.libraries import LIBRARIES, OURS, TRAINS, Learner, measure
 from jobs.ml.architectures import ARCHITECTURES
+from jobs.ml.checkpoint import RULES
 from jobs.ml.config import TrainConfig
 
 L0_LOSS = "step"  # of JumpReLU, here and in SAELens: rows may differ in L0, as they may in dictionary_learning's
@@ -44,16 +45,17 @@ class Sweep:
     def run(self, library: str, architecture: str, lr: float, seed: int, own: dict[str, Any]) -> Run:
         """What came of a training, from the file where it is known."""
         options, file = self.options, Path(self.options.runs or os.devnull)
+        config = TrainConfig(
+            options.width, options.tokens, architecture, own, batch_tokens=options.batch_tokens, lr=lr, seed=seed
+        )
         made = {
-            "library": library, "architecture": architecture, "lr": lr, "seed": seed, "own": own, "data": self.data,
+            "library": library, "architecture": architecture, "lr": lr, "seed": seed, "own": config.options,
+            "rules": RULES if library == OURS else None, "data": self.data,
             **{name: getattr(options, name) for name in ("width", "tokens", "batch_tokens", "held_out")},
         }  # fmt: skip
         known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if found := [run for run in known if made.items() <= run.items()]:
             return found[0]
-        config = TrainConfig(
-            options.width, options.tokens, architecture, own, batch_tokens=options.batch_tokens, lr=lr, seed=seed
-        )
         learner = LIBRARIES[library](config, self.train[0])
         for x in self.train:
             learner.step(x)

@@ -127,8 +127,9 @@ def training(job: Job, result: dict[str, Any]) -> None:
     row.mark_ready(result={**shared, "diverged": diverged})
     for cache in row.caches.all():
         cache.touch()
-    told = differences(row.members)
-    for number, (member, measured) in enumerate(zip(row.members, result["saes"], strict=True)):
+    members = job.params["saes"]  # as they were begun: presets may have changed since
+    told = differences(members)
+    for number, (member, measured) in enumerate(zip(members, result["saes"], strict=True)):
         if "diverged" in measured:
             continue
         name = f"{row.name} {told[number]}".strip().replace(" · ", "-").replace(" + ", "+").replace(" ", "-")

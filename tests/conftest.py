@@ -111,7 +111,7 @@ def migrated(tmp_path_factory):
 def django_db_keepdb(request):
     """A database that is a file is there before the tests: a copy of the one that is migrated for all."""
     if not settings.DATABASES["default"]["ENGINE"].endswith("sqlite3"):
-        return False
+        return request.config.getvalue("reuse_db")
     shutil.copy(request.getfixturevalue("migrated"), settings.DATABASES["default"]["TEST"]["NAME"])
     return True
 

@@ -151,15 +151,19 @@ def begin(params: Params, ranks: "Ranks") -> "Run[Any]":
 def fit(params: Params, ctx: Context) -> dict[str, Any]:
     """The others help to train; to write the last checkpoint and to evaluate is the work of one."""
     from jobs.ml import training
+    from jobs.ml.checkpoint_files import checkpoints
     from jobs.ml.meter import Meter
 
     with company("train_sae", asdict(params), params.processes) as ranks:
         meter = Meter()
+        saved = checkpoints(Path(params.folder) / "checkpoints")
         run = begin(params, ranks)
         ctx.log(training.source_of(run.stream) + (f", shared by {ranks.size} processes" if ranks.size > 1 else ""))
         ctx.check()
         if run.step:
             ctx.log(f"goes on from step {run.step} of {run.config.steps}")
+        elif saved and not saved[-1].exists():
+            ctx.log("begins anew: what was saved is not whole, or of other settings or another version of miStudio")
         train(run, params, ctx)
     save(run, params, ctx)
     ctx.check()

@@ -223,13 +223,13 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 class SquaredError(Function):
-    """As F.mse_loss, in two passes over [B, D] in the place of five."""
+    """As F.mse_loss, in fewer passes over [B, D]. By rows: the norm of a whole matrix is not exact."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, x_hat: Tensor) -> Tensor:
         error = x_hat - x
         ctx.save_for_backward(error)
-        return torch.linalg.vector_norm(error).square_() / len(x)
+        return torch.linalg.vector_norm(error, dim=1).square_().sum() / len(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:

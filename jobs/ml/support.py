@@ -74,12 +74,12 @@ class Support(Protocol):
         """What is not zero in the entries."""
 
 
-def in_parts(size: int, support: Support, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+def in_parts(size: int, support: Support, *rows: Tensor) -> Iterator[tuple[Support, list[Tensor]]]:
     """The support of up to `size` rows at a time, and those rows of each tensor."""
     for start in range(0, n := len(rows[0]), size):
         end = min(start + size, n)
         own = support if end - start == n else support.part(start, end)
-        yield own, *(tensor[start:end] for tensor in rows)
+        yield own, [tensor[start:end] for tensor in rows]
 
 
 class Sparse:

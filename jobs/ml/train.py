@@ -153,7 +153,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         parts = list(in_parts(self.config.part_of(len(x)), support, x, y))
         scale = self.residual_variance(parts) if len(parts) > 1 and self.revives(moment.dead) else None
-        for own, part, target in parts:
+        for own, (part, target) in parts:
             fit = self.sae.fit(part, target, own, moment)
             loss = self.add_aux(fit, part, target, moment.dead, scale)
             share = len(part) / (len(x) * self.ranks.size)
@@ -168,9 +168,9 @@ class Trainer:
     def revives(self, dead: Tensor) -> bool:
         return bool(self.config.options["aux_coefficient"]) and len(dead) > 0
 
-    def residual_variance(self, parts: Sequence[tuple[Support, Tensor, Tensor]]) -> Tensor:
+    def residual_variance(self, parts: Sequence[tuple[Support, list[Tensor]]]) -> Tensor:
         """In the whole batch, of which no part knows: that takes a pass of its own."""
-        return variance(torch.cat([self.sae.residual(x, y, support) for support, x, y in parts]), self.ranks)
+        return variance(torch.cat([self.sae.residual(x, y, own) for own, (x, y) in parts]), self.ranks)
 
     def add_aux(self, fit: Fit, x: Tensor, y: Tensor, dead: Tensor, scale: Tensor | None) -> Tensor:
         """The loss of the fit, plus that of the dead latents where there are some. Targets have a squared norm of about

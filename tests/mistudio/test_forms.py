@@ -221,7 +221,7 @@ def test_each_architecture_keeps_its_own_sparsity_setting_alone(alice):
     topk = launched(TrainingForm, alice, {**data, "l1_coefficient": "3"})
     relu = launched(TrainingForm, alice, {**data, "architecture": "standard", "k": "3"})
     assert topk.members[0]["options"] == {"k": 32, "aux_coefficient": 1 / 32}
-    assert relu.members[0]["options"] == {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.05, "aux_coefficient": 0.0}
+    assert relu.members[0]["options"] == {"l1_coefficient": 5.0, "sparsity_warmup_share": 0.3, "aux_coefficient": 0.0}
     assert topk.language_model == tokens.language_model
 
 

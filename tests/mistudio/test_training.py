@@ -1,6 +1,7 @@
 """Trainings of many SAEs: the form that asks for them, and the pages that show them."""
 
 import re
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -181,7 +182,9 @@ def sweep(team, name="sweep", n=16, measured=True, **fields):
     """A training of n SAEs, with the metrics that its job told; they are finished if it is ready."""
     widths = ",".join(str(32 * (i + 1)) for i in range(n))
     run = rows.training(team, name, width=widths, **fields)
-    job = Job.objects.create(team=team, kind="train_sae", queue="gpu", subject=run.subject, state=State.RUNNING)
+    job = Job.objects.create(
+        team=team, kind="train_sae", queue="gpu", subject=run.subject, state=State.RUNNING, params=run.params()
+    )
     Training.objects.filter(pk=run.pk).update(job=job)
     if measured:
         Metric.objects.bulk_create(
@@ -349,6 +352,15 @@ def test_the_others_of_a_training_become_saes_however_often_its_job_says_so(alic
     assert cells(client.get(run.get_absolute_url(), {"sort": "ev"}).content.decode(), "EV")[-1] == "–"
     assert client.get(reverse("saes")).context["page_obj"].paginator.count == 2
     assert 'data-label="EV">0.800<' in client.get(reverse("trainings")).content.decode()
+
+
+def test_an_sae_has_the_options_it_was_trained_with_whatever_the_presets_are_now(alice, monkeypatch):
+    run = sweep(alice.team, n=1, measured=False, architecture="gated", options={})
+    begun = dict(ARCHITECTURES["gated"].presets)
+    now = replace(ARCHITECTURES["gated"], presets={**begun, "gate_coefficient": 0.5})
+    monkeypatch.setitem(ARCHITECTURES, "gated", now)
+    ingest_training(run.job, {"saes": [{"d_in": 16}]})
+    assert Sae.objects.get().options == begun and begun["gate_coefficient"] != 0.5
 
 
 def test_an_sae_that_diverged_in_an_attempt_and_not_in_the_last_one_did_not_diverge(alice, client_of):

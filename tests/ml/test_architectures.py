@@ -17,7 +17,7 @@ from jobs.ml.architectures import jumprelu as jumprelu_of_the_engine
 from jobs.ml.architectures.options import OPTIONS
 from jobs.ml.config import Member, TrainConfig
 from jobs.ml.revival import revive
-from jobs.ml.sae import Moment, Sae
+from jobs.ml.sae import Moment, Sae, squared_error
 from jobs.ml.scaling import geometric_median, input_scale
 from jobs.ml.selection import largest_of_batch
 from jobs.ml.sites import Site
@@ -348,6 +348,13 @@ def test_it_starts_with_encoder_and_decoder_alike_and_the_centre_as_bias(sae) ->
 # ---- single ones
 
 
+@pytest.mark.parametrize("rows", [8192, 500])
+def test_the_squared_error_of_many_rows_is_exact_in_float32(rows) -> None:
+    x, x_hat = torch.randn(2, rows, 2304)
+    exact = (x.double() - x_hat.double()).square().sum() / rows
+    assert squared_error(x, x_hat).item() == pytest.approx(exact.item(), rel=1e-6)
+
+
 def test_decoder_rows_of_gated_have_norm_1_after_every_step() -> None:
     member = Member(config_of("gated"), ("x",))
     trainer = Trainer(member, {"x": Site("x", D, "", "input")})
@@ -417,8 +424,8 @@ def test_the_exponent_of_p_anneal_falls_in_ten_steps_and_keeps_the_penalty() -> 
     assert seen == {round(1 - 0.05 * n, 6) for n in range(11)}
     assert sae.exponent(Moment(config, 19, DEAD)) == 1.0
     penalties = []
-    for step in (50, 99):
-        moment = Moment(config, step, DEAD)
+    for step, part in ((50, None), (99, 7)):
+        moment = Moment(dataclasses.replace(config, micro_batch_tokens=part), step, DEAD)
         support = sae.support(x)
         sae.observe(x, support, moment)
         fit = sae.fit(x, y, support, moment)

@@ -252,6 +252,7 @@ def test_a_run_in_half_precision_says_so_and_does_not_take_up_one_in_full(home, 
     told = train_sae.run(dataclasses.replace(mine, dtype="bfloat16"), ctx)
     assert (told["dtype"], store.read_manifest(tmp_path / "sae")["result"]["dtype"]) == ("bfloat16", "bfloat16")
     assert not [line for line in said if "goes on" in line]
+    assert [line for line in said if "begins anew" in line]
 
 
 def test_a_run_goes_on_with_less_memory_where_it_was(home, tmp_path) -> None:

@@ -39,7 +39,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "abstopk": Architecture("AbsTopK", "abs_topk.AbsTopK", TOPK),
     "jumprelu": Architecture("JumpReLU", "jumprelu.JumpReLU", JUMP),
     "standard": Architecture("ReLU + L1", "standard.Standard", L1),
-    "gated": Architecture("Gated", "gated.Gated", L1 | {"gate_coefficient": 0.1}),
+    "gated": Architecture("Gated", "gated.Gated", L1 | {"gate_coefficient": 0.15}),
     "p_anneal": Architecture(
         "p-anneal", "p_anneal.PAnneal", L1 | {"sparsity_warmup_share": 0.05, "p_end": 0.2, "anneal_from": 0.2}
     ),

@@ -16,8 +16,9 @@ class Gated(Standard):
     b_enc) + b_mag). The gate learns from the penalty, and from an error of its own; the decoder from neither: it would
     shrink, r_mag would make up for it, and many latents would stay active at no price.
 
-    As in the paper decoder rows keep a norm of 1: were they as free as r_mag, the gate would run after both. Its error
-    and penalty count less than there: at full weight many gates close early and never open again."""
+    Decoder rows are brought back to a norm of 1 after each step, as in the paper, but gradients are not projected: were
+    norms as free as r_mag, the gate would have to follow two scales that move at once. Its error and penalty count less
+    than there: at full weight many gates close early and never open again."""
 
     architecture = "gated"
     initial_norms: ClassVar[tuple[float, float]] = (0.3, 1.0)

@@ -53,9 +53,9 @@ class JumpReLU(Sae):
 
     @torch.no_grad()
     def observe(self, x: Tensor, support: Support, moment: Moment) -> None:
-        in_parts = moment.config.part_of(len(x)) < len(x)
+        partly = moment.config.part_of(len(x)) < len(x)
         aims = moment.config.options["l0_loss"] == "quadratic"
-        self.l0 = self.ranks.mean(self.mean_l0(x, support)) if aims and in_parts else None
+        self.l0 = self.ranks.mean(self.mean_l0(x, support)) if aims and partly else None
 
     def mean_l0(self, x: Tensor, support: Support) -> Tensor:
         """Of x [B, D], for which no [B, M] is made."""

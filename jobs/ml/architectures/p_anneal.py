@@ -37,8 +37,8 @@ class PAnneal(Standard):
         p = self.exponent(moment)
         if p == self.p:
             return
-        before, after = torch.zeros(2, device=x.device)
-        for own, part in in_parts(moment.config.part_of(len(x)), support, x):
+        before, after = x.new_zeros(2)
+        for own, [part] in in_parts(moment.config.part_of(len(x)), support, x):
             f = self.activate(own.encode(part, self.encoder()), own)
             before += self.penalty(f, own, float(self.p))
             after += self.penalty(f, own, p)
