@@ -3,9 +3,10 @@
 /path/to/python -m bench.peers, with a Python that has torch, sae-lens, eai-sparsify and dictionary-learning beside
 miStudio's dependencies
 
-Milliseconds of processor time per step, on a GPU of wall time until it is done; medians over `--rounds` of `--steps`
-each. The step before them is not counted: in it a library takes back the memory that the one before it gave up. What a
-step is: libraries.py. The size of a large SAE on a GPU, in bfloat16 as far as each library does that:
+Milliseconds of processor time per step, with several threads of wall time, on a GPU until it is done; medians over
+`--rounds` of `--steps` each. The step before them is not counted: in it a library takes back the memory that the one
+before it gave up. What a step is: libraries.py. The size of a large SAE on a GPU, in bfloat16 as far as each library
+does that:
 
 python -m bench.peers --device cuda --autocast --d-in 2304 --width 65536 --k 64 --batch-tokens 8192
 
@@ -56,7 +57,7 @@ def learner_of(case: Case, options: argparse.Namespace, x: torch.Tensor) -> Lear
 
 def now(device: str) -> float:
     if device == "cpu":
-        return time.process_time()
+        return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
