@@ -17,8 +17,10 @@ are lowered until k are, and it learns so slowly that they stay as many.
 import argparse
 import statistics
 import time
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 
 from bench.libraries import LIBRARIES, OURS, TRAINS, Learner, l0_of, sparsen
 from jobs.ml.architectures import ARCHITECTURES
@@ -40,6 +42,7 @@ FEW: list[Case] = [
     if architecture in TRAINS[library]
 ]  # fmt: skip
 SAMPLE_ROWS = 512  # on which it is seen how many latents are active
+FEW_ROWS = 512  # whose pre-activations stay in a processor's cache
 
 
 def learner_of(case: Case, options: argparse.Namespace, x: torch.Tensor) -> Learner:
@@ -60,6 +63,27 @@ def now(device: str) -> float:
         return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
     torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def floor(options: argparse.Namespace, x: torch.Tensor) -> tuple[float, float]:
+    """Milliseconds of what no TopK step can do without: the encoder's product in bfloat16, a few rows at a time, and a
+    pass over the active rows, of which it takes five."""
+    part, W = x[:FEW_ROWS].bfloat16(), torch.randn(options.width, options.d_in, device=x.device)
+    room, half = torch.empty(len(part), options.width, dtype=part.dtype, device=x.device), W.bfloat16()
+    latents = torch.randint(options.width, (len(x), options.k), device=x.device)
+    weights = torch.randn(latents.shape, device=x.device)
+    spent: tuple[list[float], list[float]] = [], []
+    for _ in range(options.rounds * options.steps):
+        times = [now(options.device)]
+        for _ in range(0, len(x), len(part)):
+            torch.mm(part, half.T, out=room)
+        times.append(now(options.device))
+        F.embedding_bag(latents, W, mode="sum", per_sample_weights=weights)
+        times.append(now(options.device))
+        for seconds, (start, end) in zip(spent, pairwise(times), strict=True):
+            seconds.append(end - start)
+    product, row_pass = (1000 * statistics.median(seconds) for seconds in spent)
+    return product, row_pass
 
 
 def main() -> None:
@@ -94,6 +118,9 @@ def main() -> None:
         beside = [medians.get((other, architecture if options.few else "topk", "float32")) for other in others]
         multiples = "".join(f"{other / ms:7.2f}" if other else f"{'–':>7s}" for other in beside)
         print(f"{name:38s} {ms:8.0f} ms {l0:6.1f} {multiples}")
+    product, row_pass = floor(options, batches[0])
+    least = product + 5 * row_pass
+    print(f"{'no step without':38s} {least:8.0f} ms: product {product:.0f}, 5 passes over rows of {row_pass:.1f}")
 
 
 if __name__ == "__main__":
