@@ -17,7 +17,7 @@ are lowered until k are, and it learns so slowly that they stay as many.
 import argparse
 import statistics
 import time
-from itertools import pairwise
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from bench.libraries import LIBRARIES, OURS, TRAINS, Learner, l0_of, sparsen
 from jobs.ml.architectures import ARCHITECTURES
 from jobs.ml.config import TrainConfig
+from jobs.ml.selection import CHUNK
 
 Case = tuple[str, str, str]  # library, architecture, precision of the selection
 CASES: list[Case] = [
@@ -42,7 +43,6 @@ FEW: list[Case] = [
     if architecture in TRAINS[library]
 ]  # fmt: skip
 SAMPLE_ROWS = 512  # on which it is seen how many latents are active
-FEW_ROWS = 512  # whose pre-activations stay in a processor's cache
 
 
 def learner_of(case: Case, options: argparse.Namespace, x: torch.Tensor) -> Learner:
@@ -66,24 +66,32 @@ def now(device: str) -> float:
 
 
 def floor(options: argparse.Namespace, x: torch.Tensor) -> tuple[float, float]:
-    """Milliseconds of what no TopK step can do without: the encoder's product in bfloat16, a few rows at a time, and a
-    pass over the active rows, of which it takes five."""
-    part, W = x[:FEW_ROWS].bfloat16(), torch.randn(options.width, options.d_in, device=x.device)
+    """Milliseconds of what no TopK step can do without: the encoder's product in bfloat16, as many rows at a time as
+    the engine takes, and a pass over the active rows, of which it takes five."""
+    rows = max(1, CHUNK[x.device.type] // options.width)
+    part, W = x[:rows].bfloat16(), torch.randn(options.width, options.d_in, device=x.device)
     room, half = torch.empty(len(part), options.width, dtype=part.dtype, device=x.device), W.bfloat16()
     latents = torch.randint(options.width, (len(x), options.k), device=x.device)
     weights = torch.randn(latents.shape, device=x.device)
-    spent: tuple[list[float], list[float]] = [], []
-    for _ in range(options.rounds * options.steps):
-        times = [now(options.device)]
+
+    def product() -> None:
         for _ in range(0, len(x), len(part)):
             torch.mm(part, half.T, out=room)
-        times.append(now(options.device))
+
+    def row_pass() -> None:
         F.embedding_bag(latents, W, mode="sum", per_sample_weights=weights)
-        times.append(now(options.device))
-        for seconds, (start, end) in zip(spent, pairwise(times), strict=True):
-            seconds.append(end - start)
-    product, row_pass = (1000 * statistics.median(seconds) for seconds in spent)
-    return product, row_pass
+
+    return median(options, product), median(options, row_pass)
+
+
+def median(options: argparse.Namespace, work: Callable[[], None]) -> float:
+    """Milliseconds."""
+    spent = []
+    for _ in range(options.rounds * options.steps):
+        started = now(options.device)
+        work()
+        spent.append(now(options.device) - started)
+    return 1000 * statistics.median(spent)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def test_a_foreign_sae_has_unit_decoder_rows_unless_other_latents_would_be_chose
 
 @pytest.mark.parametrize("name", foreign.MADE)
 def test_what_a_foreign_sae_writes_steers_a_model(tmp_path, name) -> None:
-    """The site moves by it, the latent is more active there, and predictions change."""
+    """The site moves by it; predictions, and what the SAE reads there, change."""
     foreign.MADE[name](tmp_path / "sae")
     sae, _ = formats.read(tmp_path / "sae")
     model, site = tiny_model("llama", hidden_size=D, num_attention_heads=2), "blocks.1.hook_resid_post"
