@@ -128,6 +128,14 @@ class ActivationStream:
         chunk = self._chunks[self._reading]
         return {name: x[chunk.order[begin:end]].float() for name, x in chunk.x.items()}
 
+    def at_hand(self, step: int) -> bool:
+        """Whether batch(step) runs nothing through the model. It can be had then while another thread is in ahead()."""
+        return all(self._is_done((epoch, number)) for epoch, number, *_ in self.spans(step))
+
+    def _is_done(self, key: Key) -> bool:
+        chunk = self._chunks.get(key)
+        return chunk is not None and chunk.done >= len(chunk.rows)
+
     def ahead(self, steps: int) -> Iterator[None]:
         """Computes, in the same way, the chunk after the one that is read, if one of the first `steps` needs it. Not on
         a GPU, which does one thing after the other: it would only hold more. Nor where processes must speak in one
@@ -156,11 +164,12 @@ class ActivationStream:
 
     def _rows_and_ends(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of sequences, and the tokens up to the end of each of its chunks."""
-        if self._epoch[0] != epoch:
+        known = self._epoch
+        if known[0] != epoch:
             rows = generator(self.seed, epoch).permutation(len(self.kept))
             ends = np.add.reduceat(self.kept[rows], np.arange(0, len(rows), self.chunk_rows)).cumsum()
-            self._epoch = epoch, rows, ends
-        return self._epoch[1:]
+            known = self._epoch = epoch, rows, ends
+        return known[1:]
 
     def _following(self, key: Key) -> Key:
         epoch, number = key
@@ -169,7 +178,8 @@ class ActivationStream:
     def _open(self, key: Key, step: int) -> Iterator[None]:
         """That chunk is read from now on; of the others only the one after it is kept. Raises NonFiniteActivations."""
         self._reading, kept = key, (key, self._following(key))
-        self._chunks = {known: chunk for known, chunk in self._chunks.items() if known in kept}
+        for known in set(self._chunks).difference(kept):
+            del self._chunks[known]
         yield from self._fill(key)
         chunk = self._chunks[key]
         chunk.sound = chunk.sound or not chunk.bad

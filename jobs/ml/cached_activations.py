@@ -201,6 +201,9 @@ class CachedActivations:
         self._batch, self._room = self._room, self._batch
         self._step = step
 
+    def at_hand(self, step: int) -> bool:
+        return False
+
     def ahead(self, steps: int) -> Iterator[None]:
         """Nothing: one batch is read as fast as another, since the kernel reads ahead."""
         yield from ()

@@ -14,6 +14,8 @@ Batch = Mapping[str, Tensor]
 
 
 class Readable(Protocol):
+    def at_hand(self, step: int) -> bool: ...
+
     def prepare(self, step: int) -> Iterator[None]: ...
 
     def batch(self, step: int) -> Batch: ...
@@ -23,8 +25,8 @@ class Readable(Protocol):
 
 class ReadAhead:
     """The stream, with a thread that reads the batch of the next step while one is learnt from, and then ahead until it
-    is asked again, which waits for one forward pass at most. Without that a step would wait for a whole chunk now and
-    then, and the others for nothing."""
+    is asked for what is not at hand. Without that a step would wait for a whole chunk now and then, and the others for
+    nothing."""
 
     def __init__(self, stream: Readable, steps: int) -> None:
         """steps: how many there are; 0 reads nothing ahead."""
@@ -43,11 +45,14 @@ class ReadAhead:
         self.pool.shutdown()
 
     def ask(self, step: int) -> None:
-        """For the batch of this step."""
+        """For the batch of this step: where the thread is reading ahead and the batch is at hand, it goes on."""
+        self.coming = Future() if step < self.steps else None
+        if self.coming and self.work and not self.work.done() and self.stream.at_hand(step):
+            self.take(step, self.coming)
+            return
         self.asked.set()
-        self.asked, self.coming = Event(), None
-        if step < self.steps:
-            self.coming = Future()
+        self.asked = Event()
+        if self.coming:
             self.work = self.pool.submit(self.read, step, self.coming, self.asked)
 
     def prepare(self, step: int) -> Iterator[None]:
@@ -69,15 +74,21 @@ class ReadAhead:
             wait([self.work])
 
     def read(self, step: int, coming: "Future[Batch]", asked: Event) -> None:
-        try:
-            for _ in self.stream.prepare(step):
-                if self.left.is_set():
-                    return
-            coming.set_result(self.stream.batch(step))
-        except BaseException as error:
-            coming.set_exception(error)
+        if not self.take(step, coming):
             return
         with suppress(Exception):  # what fails here fails again where it is needed, and is told there
             for _ in self.stream.ahead(self.steps):
                 if asked.is_set():
                     return
+
+    def take(self, step: int, coming: "Future[Batch]") -> bool:
+        """Whether it could be read."""
+        try:
+            for _ in self.stream.prepare(step):
+                if self.left.is_set():
+                    return False
+            coming.set_result(self.stream.batch(step))
+        except BaseException as error:
+            coming.set_exception(error)
+            return False
+        return True

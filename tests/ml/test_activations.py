@@ -110,6 +110,22 @@ def test_what_was_read_ahead_is_there_when_its_chunk_begins(model, shards) -> No
     assert torch.equal(read(source, first), read(alone, first))
 
 
+def test_what_is_at_hand_can_be_had_between_two_passes_for_the_next_chunk(model, shards) -> None:
+    source, alone = stream(model, shards), stream(model, shards)
+    first = next(step for step in range(20) if list(alone.prepare(step)) and step)
+    assert not source.at_hand(0)
+    read(source, 0)
+    ahead = source.ahead(first + 1)
+    for step in range(1, first):
+        next(ahead, None)
+        assert source.at_hand(step)
+        assert torch.equal(read(source, step), read(alone, step))
+    assert not source.at_hand(first)
+    assert list(ahead)
+    assert source.at_hand(first)
+    assert torch.equal(read(source, first), read(alone, first))
+
+
 def test_a_chunk_is_let_go_before_the_next_one_is_filled(model, shards) -> None:
     source = stream(model, shards)
     step = next(step for step in range(20) if len(list(source.spans(step))) == 2)

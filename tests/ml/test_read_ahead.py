@@ -11,15 +11,21 @@ class Slow:
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)
         self.said: list[str] = []
+        self.lying: set[int] = set()  # batches that need no pass
 
     def one(self, what: str):
         assert self.passes.acquire(timeout=10)
         self.said.append(what)
         yield
 
+    def at_hand(self, step):
+        return step in self.lying
+
     def prepare(self, step):
         if step == 3:
             raise ValueError("step 3 cannot be read")
+        if step in self.lying:
+            return
         yield from self.one(f"batch {step}")
         yield from self.one(f"batch {step}")
 
@@ -65,6 +71,21 @@ def test_reading_ahead_ends_after_one_pass_when_the_next_batch_is_asked_for(slow
         assert slow.said[-2:] == ["batch 2", "batch 2"]
         assert slow.said.count("ahead") <= 2
         free(slow, 20)
+
+
+def test_a_batch_at_hand_is_had_while_a_pass_for_later_ones_is_on_its_way_and_that_goes_on(slow) -> None:
+    slow.lying = {2}
+    with ReadAhead(slow, steps=9) as reader:
+        free(slow, 2)
+        reader.ask(1)
+        list(reader.prepare(1))  # from here on it waits in a pass for later batches
+        reader.ask(2)
+        assert list(reader.prepare(2)) == []
+        assert reader.batch(2) == {"x": 2}
+        assert slow.said == ["batch 1", "batch 1"]
+        free(slow, 20)
+        while slow.said.count("ahead") < 3:
+            assert not reader.work.done()
 
 
 def test_who_rests_leaves_the_model_to_others(slow) -> None:
