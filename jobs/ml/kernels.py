@@ -46,13 +46,31 @@ def kth_largest(keys: Array, n: int, k: int) -> Any:
 
 
 @compiled
+def choose(keys: Array, n: int, k: int, places: Array) -> Any:
+    """Into places, which has room for one more, where the k largest of the first n keys are; the least of those. Of
+    equal ones the first are taken."""
+    least = kth_largest(keys, n, k)
+    equal = k
+    for i in range(n):
+        equal -= keys[i] > least
+    chosen = np.uintp(0)  # unsigned, as all that is an index here: else each use asks whether it counts from the end
+    for i in range(n):
+        same = keys[i] == least
+        places[chosen] = i
+        chosen += np.uintp((keys[i] > least) | (same & (equal > 0)))
+        equal -= same
+    return least
+
+
+@compiled
 def largest(bits: Array, mask: int, k: int, out: Array) -> None:
     """The latents [B, k], ascending, of the k largest keys of each row of bits [B, M]: see selection.largest."""
     n_groups = bits.shape[1] // GROUP
     maxima = np.empty(n_groups, bits.dtype)
-    groups = np.empty(n_groups, np.int64)
-    keys = np.empty(GROUP * k, bits.dtype)
-    latents = np.empty(GROUP * k, np.int64)
+    groups = np.empty(k + 1, np.uintp)
+    keys = np.empty(GROUP * k + 1, bits.dtype)
+    latents = np.empty(GROUP * k + 1, np.uintp)
+    places = np.empty(k + 1, np.uintp)
     for r in range(len(bits)):
         for j in range(n_groups):
             maxima[j] = ordered(bits[r, j], mask)
@@ -61,41 +79,25 @@ def largest(bits: Array, mask: int, k: int, out: Array) -> None:
             for j in range(n_groups):
                 key = bits.dtype.type(ordered(layer[j], mask))
                 maxima[j] = max(maxima[j], key)
-        least = kth_largest(maxima, n_groups, k)
-        equal = k
-        for j in range(n_groups):
-            equal -= maxima[j] > least
-        n = 0
-        for j in range(n_groups):
-            groups[n] = j
-            n += maxima[j] > least or (maxima[j] == least and equal > 0)
-            equal -= maxima[j] == least
-            if n == k:
-                break
-        n = 0
+        least = choose(maxima, n_groups, k, groups)
+        n = np.uintp(0)
         for i in range(GROUP):
+            layer = bits[r, i * n_groups : (i + 1) * n_groups]
+            first = np.uintp(i * n_groups)
             for g in range(k):
-                latent = i * n_groups + groups[g]
-                key = bits.dtype.type(ordered(bits[r, latent], mask))
-                keys[n], latents[n] = key, latent
-                n += key >= least
-        least = kth_largest(keys, n, k)
-        equal = k
-        for i in range(n):
-            equal -= keys[i] > least
-        m = 0
-        for i in range(n):
-            if keys[i] > least or (keys[i] == least and equal > 0):
-                out[r, m] = latents[i]
-                m += 1
-                equal -= keys[i] == least
+                key = bits.dtype.type(ordered(layer[groups[g]], mask))
+                keys[n], latents[n] = key, first + groups[g]
+                n += np.uintp(key >= least)
+        choose(keys, int(n), k, places)
+        for i in range(k):
+            out[r, i] = latents[places[i]]
 
 
 @compiled
 def above(bits: Array, mask: int, floors: Array, first_row: int, rows: Array, latents: Array) -> int:
     """Where the keys of bits [B, M] are greater than floors [M], and how many are. Rows and latents have room for all,
     and for WORD more."""
-    n, width = 0, bits.shape[1]
+    n, width = np.uintp(0), bits.shape[1]
     found = np.zeros(-(-width // WORD) * WORD, np.uint8)
     words = found.view(np.uint64)
     for r in range(len(bits)):
@@ -104,8 +106,8 @@ def above(bits: Array, mask: int, floors: Array, first_row: int, rows: Array, la
         for word in range(len(words)):
             for j in range(WORD * word, WORD * (word + 1) if words[word] else 0):
                 rows[n], latents[n] = first_row + r, j
-                n += found[j]
-    return n
+                n += np.uintp(found[j])
+    return int(n)
 
 
 @compiled
