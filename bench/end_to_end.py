@@ -3,11 +3,12 @@
 /path/to/python -m bench.end_to_end, with a Python that has sae-lens beside miStudio's dependencies
 
 Tokens per second from the text in memory to the last step, medians of `--rounds` for each of `--rates`, in turns, by
-wall and by processor time. The model is loaded before, and here its fastest precision and number of sequences are
-found: that is kept on disk and done once. SAELens runs the same weights by transformers, as it stands and with its
-autocast for model and SAE. Its buffer and ours hold eight batches: its default is less than one where contexts are
-short. FVU, of each route's SAE at each learning rate: on the same activations, in float32, of documents that none has
-seen.
+wall and by processor time, each route in a process of its own: ours with the settings of the allocator that a job has,
+the others as they are; all with those of the command, where it is given some in GLIBC_TUNABLES. The model is loaded
+before, and here its fastest precision and number of sequences are found: that is kept on disk and done once. SAELens
+runs the same weights by transformers, as it stands and with its autocast for model and SAE. Its buffer and ours hold
+eight batches: its default is less than one where contexts are short. FVU, of each route's SAE at each learning rate: on
+the same activations, in float32, of documents that none has seen.
 """
 
 import argparse
@@ -18,15 +19,18 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import accumulate
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench.quality import MODEL_FOLDER, SITE
-from jobs.ml import training
+from jobs.ml import allocator, training
 from jobs.ml.activations import ActivationStream
 from jobs.ml.config import AUTO, Member, TrainConfig
 from jobs.ml.language_model import load_model
@@ -36,11 +40,12 @@ from jobs.ml.tokens import TokenShards
 from mistudio.demo.corpus import documents
 
 MODULE = "model.layers.1"  # whose output is the site
-UNSEEN = 50  # documents
+UNSEEN, UNSEEN_FILE = 50, "unseen.pt"  # documents; their activations
 CHARACTERS = 5  # for one token, more than there are in the mean
 BUFFER = 8  # batches
 Sae = Callable[[Tensor], Tensor]
 Clock = tuple[float, float]  # wall and processor seconds
+Trial = tuple[float, float, float]  # the same, and FVU
 
 
 @contextlib.contextmanager
@@ -54,19 +59,17 @@ def ours(options: argparse.Namespace, lr: float, texts: list[str], folder: Path,
     config = TrainConfig(
         options.width, options.tokens, options={"k": options.k}, batch_tokens=options.batch_tokens, lr=lr
     )
-    tokenizer, tokens = load_tokenizer(folder / "model"), folder / f"tokens-{len(clocks)}"
-    parts: list[Clock] = []
-    with timed(parts):
+    tokenizer, tokens = load_tokenizer(folder / "model"), Path(tempfile.mkdtemp(dir=folder))
+    with timed(clocks):
         pack(lambda n: texts[n:], tokenizer, tokens, context_length=options.context, held_out=0.0)
     run = training.begin(
         [Member(config, (SITE,))], model_folder=str(folder / "model"), tokens_folder=str(tokens), seed=20_000,
         buffer_tokens=BUFFER * options.batch_tokens, model_batch=None, skip_special=True, dtype=AUTO, selection=AUTO,
         begun=tokens / "begun.json",
     )  # fmt: skip
-    with timed(parts):
+    with timed(clocks):
         for _ in run.run():
             pass
-    clocks.append((sum(wall for wall, _ in parts), sum(cpu for _, cpu in parts)))
     return run.trainers[0].export()
 
 
@@ -121,6 +124,24 @@ def unseen(texts: list[str], folder: Path, context: int) -> Tensor:
     return stream.sample()[SITE].clone()
 
 
+def process(threads: int, environment: Mapping[str, str]) -> ProcessPoolExecutor:
+    """With this beside what is in the environment already."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,))
+    pool.submit(int).result()
+    os.environ.clear()
+    os.environ.update(before)
+    return pool
+
+
+def trial(route: Callable[..., Sae], options: argparse.Namespace, lr: float, texts: list[str], folder: Path) -> Trial:
+    clocks: list[Clock] = []
+    sae = route(options, lr, texts, folder, clocks)
+    error = fvu(sae, torch.load(folder / UNSEEN_FILE))
+    return sum(wall for wall, _ in clocks), sum(cpu for _, cpu in clocks), error
+
+
 @torch.no_grad()
 def fvu(sae: Sae, x: Tensor) -> float:
     return float((x - sae(x)).double().square().sum() / (x - x.double().mean(0)).square().sum())
@@ -138,28 +159,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     held_out, texts = texts_of(options.tokens)
-    routes: dict[str, Callable[..., Sae]] = {
-        "miStudio": ours,
-        "SAELens": lambda *given: saelens(*given, autocast=False),
-        "SAELens, autocast": lambda *given: saelens(*given, autocast=True),
+    routes: dict[str, tuple[Callable[..., Sae], Mapping[str, str]]] = {
+        "miStudio": (ours, allocator.environment()),
+        "SAELens": (partial(saelens, autocast=False), {}),
+        "SAELens, autocast": (partial(saelens, autocast=True), {}),
     }
-    clocks: dict[str, list[Clock]] = {name: [] for name in routes}
-    errors: dict[str, dict[float, float]] = {name: {} for name in routes}
-    with tempfile.TemporaryDirectory() as place:
+    found: dict[str, list[Trial]] = {name: [] for name in routes}
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
         folder = Path(place)
         shutil.copytree(MODEL_FOLDER, folder / "model")
         x = unseen(held_out, folder, options.context)
+        torch.save(x, folder / UNSEEN_FILE)
+        pools = {name: stack.enter_context(process(options.threads, own)) for name, (_, own) in routes.items()}
         for lr in options.rates * options.rounds:
-            for name, route in routes.items():
-                errors[name][lr] = fvu(route(options, lr, texts, folder, clocks[name]), x)
+            for name, (route, _) in routes.items():
+                found[name].append(pools[name].submit(trial, route, options, lr, texts, folder).result())
     print(f"{vars(options)}, FVU on {len(x):,} tokens")
-    walls, cpus = ({name: statistics.median(c[n] for c in clocks[name]) for name in routes} for n in (0, 1))
+    walls, cpus = ({name: statistics.median(one[n] for one in found[name]) for name in routes} for n in (0, 1))
     for name in routes:
         wall, cpu = (times[name] / times["miStudio"] for times in (walls, cpus))
+        errors = [f"{lr:g}: {error:.4f}" for lr, (*_, error) in zip(options.rates, found[name], strict=False)]
         print(
             f"{name:20s} {options.tokens / walls[name]:10,.0f} tokens/s "
             f"{1e6 * cpus[name] / options.tokens:8.1f} µs of processor per token; takes {wall:5.2f} times as long as "
-            f"here, {cpu:5.2f} of the processor; FVU {', '.join(f'{lr:g}: {e:.4f}' for lr, e in errors[name].items())}"
+            f"here, {cpu:5.2f} of the processor; FVU {', '.join(errors)}"
         )
 
 

@@ -25,6 +25,7 @@ from jobs.gpus import Gpus
 from jobs.live import publish
 from jobs.log_format import speaking_of
 from jobs.logs import log_path, open_log, trim
+from jobs.ml import allocator
 from jobs.models import Job, QueuePause, State
 from jobs.order import in_order
 from jobs.outcome import outcome_path, read_outcome
@@ -182,7 +183,8 @@ class Supervision:
         output = open_log(self.job)
         try:
             argv = processes.manage("run_job", str(self.job.pk), str(self.job.attempt))
-            return processes.spawn(argv, output=output, hold=True, env={**env, **self.secrets})
+            env = {**allocator.environment(), **env, **self.secrets}
+            return processes.spawn(argv, output=output, hold=True, env=env)
         finally:
             os.close(output)
 

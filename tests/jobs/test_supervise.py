@@ -1,16 +1,19 @@
 """Real child processes, each a Python with Django: what they cost is most of the time of these tests."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 
+import psutil
 import pytest
 from django.db import DatabaseError, connection
 
 from jobs import processes, supervise
 from jobs.devices import devices_of_its_own
 from jobs.logs import LIMIT, log_path
+from jobs.ml import allocator
 from jobs.models import Job, LiveEvent, State
 from jobs.queue import request_cancel, request_finish, request_pause, resume
 from jobs.reap import reap
@@ -50,6 +53,17 @@ def test_a_job_runs_in_a_process_of_its_own_and_succeeds(sleepy):
     assert events(job) == ["queued", "attempt 1 started", "succeeded"]
     assert job.metrics.count() == 5
     assert "--- attempt 1" in log_path(job).read_text()
+
+
+def test_the_process_of_a_job_keeps_memory_that_it_will_ask_for_again(sleepy):
+    seen = set()
+
+    def look(job):
+        with contextlib.suppress(psutil.Error):  # it may end in this moment
+            seen.update([psutil.Process(job.pid).environ().get(allocator.NAME)] if job.pid else [])
+
+    run_here(sleepy(steps=50, seconds=0.05), on_look=look)
+    assert seen == set(allocator.environment().values())
 
 
 def test_the_devices_that_a_job_was_given_are_known(sleepy, monkeypatch):
