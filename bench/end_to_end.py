@@ -129,9 +129,11 @@ def process(threads: int, environment: Mapping[str, str]) -> ProcessPoolExecutor
     before = dict(os.environ)
     os.environ.update(environment)
     pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,))
-    pool.submit(int).result()
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        pool.submit(int).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return pool
 
 

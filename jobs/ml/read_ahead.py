@@ -46,8 +46,9 @@ class ReadAhead:
 
     def ask(self, step: int) -> None:
         """For the batch of this step: where the thread is reading ahead and the batch is at hand, it goes on."""
+        had = self.coming is not None and self.coming.done()  # so that the thread reads ahead, if it reads at all
         self.coming = Future() if step < self.steps else None
-        if self.coming and self.work and not self.work.done() and self.stream.at_hand(step):
+        if self.coming and had and self.work and not self.work.done() and self.stream.at_hand(step):
             self.take(step, self.coming)
             return
         self.asked.set()

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -42,6 +43,13 @@ def slow():
     return Slow()
 
 
+def until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def free(slow: Slow, passes: int) -> None:
     for _ in range(passes):
         slow.passes.release()
@@ -83,9 +91,10 @@ def test_a_batch_at_hand_is_had_while_a_pass_for_later_ones_is_on_its_way_and_th
         assert list(reader.prepare(2)) == []
         assert reader.batch(2) == {"x": 2}
         assert slow.said == ["batch 1", "batch 1"]
-        free(slow, 20)
-        while slow.said.count("ahead") < 3:
-            assert not reader.work.done()
+        free(slow, 3)
+        until(lambda: slow.said[2:] == ["ahead"] * 3)
+        assert not reader.work.done()
+        threading.Timer(0.05, free, (slow, 1)).start()
 
 
 def test_who_rests_leaves_the_model_to_others(slow) -> None:
