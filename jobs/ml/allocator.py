@@ -1,8 +1,8 @@
 """What the C library is told of memory where the engine has a process of its own, as every job has.
 
 A step asks for what the step before it gave back. By itself glibc hands that to the system and takes it again, page by
-page: up to a third of the time of passes through a small model. With this it stays with the process until that ends, so that
-its memory is that of its largest moment in each thread. Other C libraries do not read it.
+page: up to a third of the time of passes through a small model. With this it stays with the process until that ends,
+which then holds what each of its threads held at its largest moment. Other C libraries do not read it.
 """
 
 import os
