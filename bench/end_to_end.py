@@ -125,7 +125,7 @@ def unseen(texts: list[str], folder: Path, context: int) -> Tensor:
 
 
 def process(threads: int, environment: Mapping[str, str]) -> ProcessPoolExecutor:
-    """With this beside what is in the environment already."""
+    """One that is started with these variables beside those of this process."""
     before = dict(os.environ)
     os.environ.update(environment)
     pool = ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (threads,))
